@@ -1,0 +1,43 @@
+"""Losses and their gradients, fused and compiled.
+
+``import fastloss`` imports nothing but this file: names are loaded when they are first used (PEP 562), and Numba when
+the first loss is computed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastloss import losses as losses
+    from fastloss.engine.threads import get_num_threads as get_num_threads
+    from fastloss.engine.threads import set_num_threads as set_num_threads
+    from fastloss.settings import floatx as floatx
+    from fastloss.settings import set_floatx as set_floatx
+    from fastloss.warmup import warmup as warmup
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "floatx": "fastloss.settings",
+    "set_floatx": "fastloss.settings",
+    "get_num_threads": "fastloss.engine.threads",
+    "set_num_threads": "fastloss.engine.threads",
+    "warmup": "fastloss.warmup",
+}
+
+__all__ = ["__version__", "floatx", "get_num_threads", "losses", "set_floatx", "set_num_threads", "warmup"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("fastloss.losses")
+    if name in _HOME:
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
+    raise AttributeError(f"module 'fastloss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""How mathematics becomes machine code: scalar toolboxes, drivers, on-disk cache, threads."""

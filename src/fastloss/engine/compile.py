@@ -1,0 +1,94 @@
+"""From a `Variant` to a function that runs, through the cache on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastloss.engine import cache as disk
+from fastloss.engine import storage
+from fastloss.engine.variant import Variant
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled variant.
+
+    Attributes
+    ----------
+    entry : callable
+        Numba's C wrapper of the kernel. It skips the dispatcher's look at the arguments' types (0.3 µs a call), so the
+        caller answers for dtypes, ranks, contiguity and alignment.
+    result : object
+        Numba's compile result: owns the machine code, and shows its assembly.
+    """
+
+    entry: Callable[..., tuple[float, int]]
+    result: Any
+
+
+def key(variant: Variant) -> str:
+    """The variant as text: everything about it but the kernel's source, which is part of the cache's environment."""
+    return repr([(f.name, v.name if f.name == "kernel" else v) for f in fields(variant) for v in [getattr(variant, f.name)]])
+
+
+@cache
+def compiled(variant: Variant) -> Compiled:
+    """The machine code of `variant`: from memory, else from disk, else compiled now and stored."""
+    with _lock:
+        name, text = variant.kernel.name, key(variant)
+        result = disk.load(name, text)
+        if result is None:
+            result = _compile(variant)
+            disk.save(name, text, result)
+        return Compiled(result.entry_point, result)
+
+
+def _compile(variant: Variant) -> Any:
+    import numba
+
+    from fastloss.engine import jit
+    from fastloss.engine.drivers import build
+
+    function = build(variant)
+    function.__name__ = function.__qualname__ = f"{variant.kernel.name}_{variant.dtype}"
+    dispatcher = numba.njit(**jit.LOOP_FLAGS, nogil=True, parallel=variant.parallel)(function)
+    arguments = signature(variant)
+    dispatcher.compile(arguments)
+    return dispatcher.overloads[arguments]
+
+
+def signature(variant: Variant) -> tuple[Any, ...]:
+    """Numba's types of the driver's arguments; None where the variant has no use for one."""
+    from numba import types
+
+    def array(dtype: Any, rank: int, present: bool = True) -> Any:
+        return types.Array(numba_type(dtype), rank, "C") if present else types.none
+
+    def numba_type(dtype: Any) -> Any:
+        return getattr(types, np.dtype(dtype).name)
+
+    compute = np.dtype(variant.dtype)
+    gradient = storage.element_type(variant.g)
+    return (
+        array(storage.element_type(variant.y), 1 if variant.index else 2),
+        array(storage.element_type(variant.p), 2),
+        array(compute, 1, variant.weighted),
+        array(compute, 1, variant.weighted),
+        array(np.uint8, 1, variant.masked),
+        array(gradient, 2, variant.outputs >= 1 and not variant.in_place),
+        array(gradient, 2, variant.outputs >= 2),
+        array(compute, 1, variant.values),
+        array(compute, 1),
+        types.intp,
+        types.intp,
+        types.float64,
+        types.float64,
+    )

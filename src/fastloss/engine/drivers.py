@@ -1,0 +1,396 @@
+"""The loops. The only place with ``range`` and ``prange`` over data.
+
+Every kernel is run by the one function that `build` returns, compiled twice from the same source: with ``prange`` as
+``range`` for one thread, and as a parallel loop. Its anatomy, from the outside in:
+
+``drive``
+    Cuts the data into *units* of rows, runs them, adds their totals in order. A unit never depends on the thread that
+    runs it, nor their number on how many threads there are, so serial and parallel results have the same bits.
+``unit``
+    Some rows: applies mask and weights, writes the per-sample values. Two forms: `_rows` goes row by row, its vector
+    loop along the row; `_cells`, for pointwise losses with short rows, runs one vector loop across many rows at once.
+``row``
+    One row to its sum, writing gradient and Hessian on the way: `_pointwise_row` or `_rowwise_row`.
+
+Sums are taken in the compute dtype over at most `CHUNK` elements, spread over the vector lanes, and in float64 from
+there, so a float32 loss over 10⁸ elements is right to float32.
+
+A pointwise loss reduced to a scalar without weights needs no rows: the data is then one flat run, cut every
+`FLAT_COLUMNS` elements as if those were rows.
+
+`Variant` says which parts exist. Its flags are constants of the closure, so Numba prunes what is not needed before it
+infers types, and arguments that no remaining code uses are passed as None (which costs nothing to unbox).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from fastloss.engine import access, jit, storage
+from fastloss.engine.toolbox import toolbox
+from fastloss.engine.variant import CELLS, CHUNK, Variant
+from fastloss.kernels.definition import Kernel
+
+def build(variant: Variant) -> Callable[..., Any]:
+    """The Python source of `variant`'s driver, closed over its compiled parts; not yet compiled itself.
+
+    It takes ``(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale,
+    grad_scale)`` and returns ``(total · value_scale, bad)``, where ``bad`` is the row of the first label that is no
+    class, or -1. If there is one, nothing has been written.
+    """
+    xp = toolbox(np.dtype(variant.dtype))
+    if variant.kernel.shape == "pointwise":
+        row = _pointwise_row(variant, xp)
+    else:
+        row = _rowwise_row(variant, xp)
+    unit = _cells(variant, xp) if variant.short else _rows(variant, xp, row)
+    first_bad = _first_bad(variant)
+    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+    INDEX, IN_PLACE = variant.index, variant.in_place
+
+    def drive(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale, grad_scale):  # type: ignore[no-untyped-def]
+        p_flat = p.ravel()
+        n = p_flat.size
+        if INDEX:
+            y_flat = y
+            bad = first_bad(y, mask, columns)
+            if bad >= 0:
+                return 0.0, bad
+        else:
+            y_flat = y.ravel()
+        g_flat = p_flat
+        if GRADIENT:
+            if not IN_PLACE:
+                g_flat = g.ravel()
+        h_flat = g_flat
+        if HESSIAN:
+            h_flat = h.ravel()
+        rows = (n + columns - 1) // columns
+        units = (rows + rows_per_unit - 1) // rows_per_unit
+        totals = np.empty(units, np.float64)
+        for u in prange(units):
+            totals[u] = unit(
+                u * rows_per_unit,
+                min(rows, (u + 1) * rows_per_unit),
+                columns,
+                n,
+                y_flat,
+                p_flat,
+                weights,
+                grad_weights,
+                mask,
+                g_flat,
+                h_flat,
+                values,
+                params,
+                value_scale,
+                grad_scale,
+            )
+        total = 0.0
+        for u in range(units):
+            total += totals[u]
+        return total * value_scale, -1
+
+    return drive
+
+
+def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., Any]:
+    """A unit's rows one after the other."""
+    compute = xp.type
+    WEIGHTED, MASKED, VALUES = variant.weighted, variant.masked, variant.values
+    clear = _clear(variant)
+    SCRATCH = variant.kernel.shape == "rowwise" and variant.outputs >= 1 and variant.g != variant.dtype
+
+    @jit.inner_loop
+    def unit(  # type: ignore[no-untyped-def]
+        first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale
+    ):
+        total = 0.0
+        kept = g
+        if SCRATCH:
+            kept = np.empty(columns, compute)
+        for r in range(first, last):
+            start = r * columns
+            stop = min(start + columns, n)
+            if MASKED:
+                if mask[r] == 0:
+                    clear(g, h, start, stop)
+                    if VALUES:
+                        values[r] = 0
+                    continue
+            scale = grad_scale
+            if WEIGHTED:
+                scale = scale * grad_weights[r]
+            loss = row(y, p, g, h, kept, r, start, stop, compute(scale), params)
+            if WEIGHTED:
+                loss = loss * weights[r]
+            if VALUES:
+                values[r] = loss * value_scale
+            total += loss
+        return total
+
+    return unit
+
+
+def _clear(variant: Variant) -> Callable[..., Any]:
+    """Zero gradients for a masked row."""
+    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+
+    @jit.inner_loop
+    def clear(g, h, start, stop):  # type: ignore[no-untyped-def]
+        if GRADIENT:
+            for i in range(start, stop):
+                g[i] = 0
+        if HESSIAN:
+            for i in range(start, stop):
+                h[i] = 0
+
+    return clear
+
+
+def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """A row of a pointwise loss: the sum of its elements' losses."""
+    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+    zero = xp.const(0.0)
+    terms = _with_params(variant.kernel, xp)
+    load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+
+    @jit.inner_loop
+    def chunk(y, p, g, h, start, stop, scale, params):  # type: ignore[no-untyped-def]
+        total = zero
+        for i in range(start, stop):
+            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
+            total += loss
+            if GRADIENT:
+                store(g, i, slope * scale)
+            if HESSIAN:
+                store(h, i, curvature * scale)
+        return total
+
+    @jit.inner_loop
+    def row(y, p, g, h, kept, r, start, stop, scale, params):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for i in range(start, stop, CHUNK):
+            total += chunk(y, p, g, h, i, min(i + CHUNK, stop), scale, params)
+        return total
+
+    return row
+
+
+def _with_params(kernel: Kernel, xp: Any) -> Callable[..., Any]:
+    """``terms(y, p, params)`` whatever the number of parameters; reading them from an array hoists out of the loop."""
+    terms = xp.jit(kernel.factory(xp))
+
+    def none(y, p, params):  # type: ignore[no-untyped-def]
+        return terms(y, p)
+
+    def one(y, p, params):  # type: ignore[no-untyped-def]
+        return terms(y, p, params[0])
+
+    def two(y, p, params):  # type: ignore[no-untyped-def]
+        return terms(y, p, params[0], params[1])
+
+    def three(y, p, params):  # type: ignore[no-untyped-def]
+        return terms(y, p, params[0], params[1], params[2])
+
+    return xp.jit((none, one, two, three)[len(kernel.params)])  # type: ignore[no-any-return]
+
+
+def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """A unit of short rows of a pointwise loss: one vector loop over the elements of many rows.
+
+    Along a row of 2 the vector loop would never start (5-7 ns an element at 10 columns). So the rows' weights are
+    spread over a tile of their elements first, and the elements' losses are summed by row afterwards.
+    """
+    compute = xp.type
+    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+    MASKED, WEIGHTED = variant.masked, variant.weighted
+    VALUES = variant.values
+    terms = _with_params(variant.kernel, xp)
+    load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+    clear = _clear(variant)
+
+    @jit.inner_loop
+    def tile(y, p, g, h, start, stop, scales, losses, params):  # type: ignore[no-untyped-def]
+        for i in range(start, stop):
+            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
+            losses[i - start] = loss
+            if GRADIENT:
+                store(g, i, slope * scales[i - start])
+            if HESSIAN:
+                store(h, i, curvature * scales[i - start])
+
+    @jit.inner_loop
+    def unit(  # type: ignore[no-untyped-def]
+        first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale
+    ):
+        total = 0.0
+        step = max(1, CELLS // columns)
+        scales = np.empty(step * columns, compute)
+        losses = np.empty(step * columns, compute)
+        if not WEIGHTED:
+            for i in range(scales.size):
+                scales[i] = compute(grad_scale)
+        for low in range(first, last, step):
+            high = min(low + step, last)
+            if WEIGHTED:
+                for r in range(low, high):
+                    scale = compute(grad_scale * grad_weights[r])
+                    for c in range(columns):
+                        scales[(r - low) * columns + c] = scale
+            tile(y, p, g, h, low * columns, high * columns, scales, losses, params)
+            for r in range(low, high):
+                if MASKED:
+                    if mask[r] == 0:
+                        clear(g, h, r * columns, (r + 1) * columns)
+                        if VALUES:
+                            values[r] = 0
+                        continue
+                loss = 0.0
+                for c in range(columns):
+                    loss += losses[(r - low) * columns + c]
+                if WEIGHTED:
+                    loss = loss * weights[r]
+                if VALUES:
+                    values[r] = loss * value_scale
+                total += loss
+        return total
+
+    return unit
+
+
+def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """A row of a rowwise loss in three stages; the row comes from memory once and from cache after that."""
+    GRADIENT = variant.outputs >= 1
+    INDEX, SMOOTH = variant.index, variant.smooth
+    pivot, gather, finish, slope, targets_only = variant.kernel.factory(xp)
+    MAXIMUM = pivot == "max"
+    LABEL_ONLY = targets_only and INDEX and not SMOOTH
+    # What `slope` needs waits in the gradient's memory, or in a row of scratch where that has another dtype.
+    SHARED = variant.g == variant.dtype
+    gather, finish, slope = xp.jit(gather), xp.jit(finish), xp.jit(slope)
+    compute = xp.type
+    zero, one = xp.consts(0.0, 1.0)
+    load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+    index = _index(variant)
+
+    @jit.inner_loop
+    def reduce(p, start, stop):  # type: ignore[no-untyped-def]
+        if MAXIMUM:
+            m = load_p(p, start)
+            for i in range(start, stop):
+                m = jit.maximum(m, load_p(p, i))
+            return m
+        total = 0.0
+        for low in range(start, stop, CHUNK):
+            part = zero
+            for i in range(low, min(low + CHUNK, stop)):
+                part += load_p(p, i)
+            total += part
+        return compute(total)
+
+    @jit.scalar
+    def target(y, i, params):  # type: ignore[no-untyped-def]
+        """The (smoothed) target of element i; for class indices, that of the wrong classes."""
+        if INDEX:
+            return params[0] if SMOOTH else zero
+        return load_y(y, i) * (one - params[1]) + params[0] if SMOOTH else load_y(y, i)
+
+    @jit.inner_loop
+    def row(y, p, g, h, kept, r, start, stop, scale, params):  # type: ignore[no-untyped-def]
+        m = reduce(p, start, stop)
+        shift = 0 if SHARED else start
+        label = start
+        right = one
+        wrong = zero
+        score = zero
+        if INDEX:
+            label = start + index(y[r], stop - start)
+            score = load_p(p, label)
+            if SMOOTH:
+                wrong = params[0]
+                right = (one - params[1]) + params[0]
+        a, b, c = 0.0, 0.0, 0.0
+        if not LABEL_ONLY:
+            for low in range(start, stop, CHUNK):
+                a_part, b_part, c_part = zero, zero, zero
+                for i in range(low, min(low + CHUNK, stop)):
+                    keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m)
+                    a_part += a_i
+                    b_part += b_i
+                    c_part += c_i
+                    if GRADIENT:
+                        kept[i - shift] = keep
+                a += a_part
+                b += b_part
+                c += c_part
+        label_kept = zero
+        if INDEX:
+            # Take the label's entry out with the target it does not have, put it in with the one it has.
+            keep, a_i, b_i, c_i = gather(wrong, score, m)
+            label_kept, a_label, b_label, c_label = gather(right, score, m)
+            a += a_label - a_i
+            b += b_label - b_i
+            c += c_label - c_i
+        loss, u, v = finish(m, compute(a), compute(b), compute(c))
+        if GRADIENT:
+            for i in range(start, stop):
+                keep = zero
+                if not LABEL_ONLY:
+                    keep = kept[i - shift]
+                store(g, i, slope(target(y, i, params), keep, u, v) * scale)
+            if INDEX:
+                store(g, label, slope(right, label_kept, u, v) * scale)
+        return np.float64(loss)
+
+    return row
+
+
+def _index(variant: Variant) -> Callable[..., Any]:
+    """``index(label, classes)``: the class as an index, or -1 for a label that is none."""
+    kind = np.dtype(storage.element_type(variant.y)).kind
+    HALF = variant.y in storage.HALVES.values()
+    load = access.load(np.float32, variant.y)
+
+    def signed(label, classes):  # type: ignore[no-untyped-def]
+        return np.int64(label) if (label >= 0) & (label < classes) else np.int64(-1)
+
+    def unsigned(label, classes):  # type: ignore[no-untyped-def]
+        return np.int64(label) if np.uint64(label) < np.uint64(classes) else np.int64(-1)
+
+    def floating(label, classes):  # type: ignore[no-untyped-def]
+        integral = (label >= 0) & (label < classes) & (np.floor(label) == label)
+        return np.int64(label) if integral else np.int64(-1)
+
+    if HALF:
+        real = jit.scalar(floating)
+
+        def half(label, classes):  # type: ignore[no-untyped-def]
+            return real(load((label,), 0), classes)
+
+        return jit.scalar(half)
+    return jit.scalar({"i": signed, "u": unsigned, "f": floating}[kind])
+
+
+def _first_bad(variant: Variant) -> Callable[..., Any]:
+    """The first row whose label is no class, or -1. One pass over the labels alone, before anything is written."""
+    MASKED = variant.masked
+    if not variant.index:
+        return jit.scalar(lambda labels, mask, classes: -1)
+    index = _index(variant)
+
+    @jit.inner_loop
+    def first_bad(labels, mask, classes):  # type: ignore[no-untyped-def]
+        for r in range(labels.size):
+            if MASKED:
+                if mask[r] == 0:
+                    continue
+            if index(labels[r], classes) < 0:
+                return r
+        return -1
+
+    return first_bad

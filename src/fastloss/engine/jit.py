@@ -1,0 +1,51 @@
+"""The one place where Numba's compilation flags are chosen.
+
+Two kinds of code are compiled, and what is right for one is wrong for the other:
+
+* *Scalar mathematics* (the toolbox and every loss kernel) may contract ``a * b + c`` into one fused
+  multiply-add and nothing else. ``reassoc`` would cancel the rounding trick and the Cody-Waite reduction of
+  `exp` (a result wrong in every digit; 4.1 ULP instead of 1.0).
+* *Loops* (the drivers) must be allowed to reassociate their sums, or a reduction stays scalar.
+
+Fast-math flags belong to single instructions and survive inlining, so both kinds meet in one compiled loop without
+mixing. ``nnan`` and ``ninf`` appear nowhere: NaN and infinity must come through.
+
+``error_model="numpy"`` is on everything: the default tests each divisor for zero and raises, and that branch stops
+vectorisation (17 ns against 1.6 ns an element for binary cross-entropy from logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import ir
+from numba.extending import intrinsic
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SCALAR_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "forceinline": True}
+LOOP_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+
+
+def scalar(function: F) -> F:
+    """Compile scalar mathematics, to be inlined into every loop that calls it."""
+    return numba.njit(**SCALAR_FLAGS)(function)  # type: ignore[no-any-return]
+
+
+def inner_loop(function: F) -> F:
+    """Compile a loop that a driver inlines."""
+    return numba.njit(**LOOP_FLAGS, forceinline=True)(function)  # type: ignore[no-any-return]
+
+
+@intrinsic
+def maximum(typing_context: Any, a: Any, b: Any) -> Any:
+    """The larger of two floats, NaN if either is: LLVM's ``maximum``, the one form it reduces over vector lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        function = builder.module.declare_intrinsic("llvm.maximum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, args)
+
+    return a(a, a), generate

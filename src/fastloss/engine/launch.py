@@ -1,0 +1,113 @@
+"""Running a kernel on arrays that are laid out for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastloss.engine import threads
+from fastloss.engine.compile import compiled
+from fastloss.engine.variant import FLAT_COLUMNS, SHORT_ROW, UNIT_ELEMENTS, Variant
+
+NANOSECONDS = {"exp": 0.4, "log": 0.5, "div": 0.2, "memory": 0.3}
+"""About what an element costs on one thread: enough to tell when a second one pays."""
+
+
+class Launch:
+    """A kernel bound to the shape of its data.
+
+    Parameters
+    ----------
+    variant : Variant
+        Without ``short`` and ``parallel``, which are chosen here.
+    rows, columns : int
+        The shape of the data.
+    params : sequence of float
+        The kernel's parameters.
+    """
+
+    __slots__ = ("_parallel", "_serial", "columns", "params", "rows_per_unit", "units", "variant", "work")
+
+    def __init__(self, variant: Variant, rows: int, columns: int, params: Sequence[float]) -> None:
+        pointwise = variant.kernel.shape == "pointwise"
+        elements = rows * columns
+        if pointwise and not (variant.weighted or variant.masked or variant.values):
+            columns = FLAT_COLUMNS
+        elif pointwise:
+            variant = replace(variant, short=columns <= SHORT_ROW)
+        self.variant = variant
+        self.columns = columns
+        self.rows_per_unit = max(1, UNIT_ELEMENTS // max(1, columns))
+        self.units = -(-elements // max(1, columns * self.rows_per_unit))
+        self.work = elements * (NANOSECONDS["memory"] + sum(NANOSECONDS[call] for call in variant.kernel.calls))
+        # Never empty: a kernel without parameters has the same argument types as one with.
+        self.params = np.array([*params, 0.0], variant.dtype)
+        self._serial: Callable[..., tuple[float, int]] | None = None
+        self._parallel: Callable[..., tuple[float, int]] | None = None
+
+    def serial(self) -> Callable[..., tuple[float, int]]:
+        """The kernel for one thread."""
+        if self._serial is None:
+            self._serial = compiled(self.variant).entry
+        return self._serial
+
+    def parallel(self) -> Callable[..., tuple[float, int]]:
+        """The kernel for several threads."""
+        if self._parallel is None:
+            self._parallel = compiled(replace(self.variant, parallel=True)).entry
+        return self._parallel
+
+    def __call__(
+        self,
+        y: Any,
+        p: Any,
+        weights: Any,
+        grad_weights: Any,
+        mask: Any,
+        g: Any,
+        h: Any,
+        values: Any,
+        value_scale: float,
+        grad_scale: float,
+        n_threads: int | None,
+    ) -> tuple[float, int]:
+        """Run it: ``(scaled total, row of the first bad label or -1)``."""
+        count = threads.choose(self.work, self.units, n_threads)
+        if count == 1:
+            return (self._serial or self.serial())(
+                y,
+                p,
+                weights,
+                grad_weights,
+                mask,
+                g,
+                h,
+                values,
+                self.params,
+                self.columns,
+                self.rows_per_unit,
+                value_scale,
+                grad_scale,
+            )
+        return threads.run(
+            self.parallel,
+            self.serial,
+            count,
+            y,
+            p,
+            weights,
+            grad_weights,
+            mask,
+            g,
+            h,
+            values,
+            self.params,
+            self.columns,
+            self.rows_per_unit,
+            value_scale,
+            grad_scale,
+        )
+

@@ -1,0 +1,89 @@
+"""The toolbox ``xp``: everything a kernel may call, in one dtype and for one target.
+
+Python's float literals are float64 and would silently promote a float32 kernel (half the lanes, plus conversions), so
+constants come from here too: ``xp.const(0.5)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastloss.engine import access, jit, vmath
+
+EPSILON = 1e-7
+"""Keras's fuzz factor. It is rounded to the compute dtype: in float32 the upper clip border is 0.9999999."""
+
+
+class Toolbox(ModuleType):
+    """Scalar functions and constants of one dtype.
+
+    A module, because that is the one kind of object whose attributes Numba resolves while it compiles a closure over
+    it: so kernels may write ``xp.exp``.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        float32 or float64: the dtype all arithmetic is done in.
+    compiled : bool
+        False gives the same functions as plain Python on NumPy scalars, to step through a kernel in a debugger.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], *, compiled: bool = True) -> None:
+        super().__init__(f"fastloss.toolbox.{dtype}")
+        self.dtype = dtype
+        self.type = dtype.type
+        self.epsilon = self.const(EPSILON)
+        self.jit: Callable[[Any], Any] = jit.scalar if compiled else lambda function: function
+        for functions in (vmath.build(self.type, self.jit), _comparisons(self.jit)):
+            for name, function in functions.items():
+                setattr(self, name, function)
+
+    def const(self, value: float) -> Any:
+        """`value` in the toolbox's dtype."""
+        return self.type(value)
+
+    def consts(self, *values: float) -> tuple[Any, ...]:
+        """All `values` in the toolbox's dtype."""
+        return tuple(self.type(value) for value in values)
+
+    def polynomial(self, name: str) -> Callable[[Any], Any]:
+        """The polynomial of that name in `fastloss.engine.coefficients`, as a function of one argument."""
+        return vmath.polynomial(self.type, self.jit, name)
+
+    def load(self, code: str) -> Callable[[Any, int], Any]:
+        """``load(array, i)`` reads an element stored as `code` in the toolbox's dtype."""
+        return access.load(self.type, code)
+
+    def store(self, code: str) -> Callable[[Any, int, Any], None]:
+        """``store(array, i, value)`` writes an element stored as `code`."""
+        return access.store(code)
+
+
+def _comparisons(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
+    """Selections that keep a NaN whichever operand holds it, which the processor's own min and max do not."""
+
+    def where(condition, a, b):  # type: ignore[no-untyped-def]
+        return a if condition else b
+
+    def maximum(a, b):  # type: ignore[no-untyped-def]
+        return a if (a > b) | (a != a) else b
+
+    def minimum(a, b):  # type: ignore[no-untyped-def]
+        return a if (a < b) | (a != a) else b
+
+    def clip(x, low, high):  # type: ignore[no-untyped-def]
+        x = low if x < low else x
+        return high if x > high else x
+
+    return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip)}
+
+
+@cache
+def toolbox(dtype: np.dtype[Any]) -> Toolbox:
+    """The compiled toolbox of `dtype`, made once."""
+    return Toolbox(dtype)

@@ -1,0 +1,57 @@
+"""Which compiled form of a kernel a call needs, and how its data are cut. Imports no Numba."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastloss.kernels.definition import Kernel
+
+CHUNK = 1024
+"""Elements summed in the compute dtype before the sum goes on in float64."""
+
+FLAT_COLUMNS = 8 * CHUNK
+"""The length of the pieces a flat run is cut into."""
+
+UNIT_ELEMENTS = 16 * CHUNK
+"""About how many elements a unit has: 10-40 µs of work, against 0.1 µs for its share of the parallel loop."""
+
+CELLS = 1024
+"""Elements that the short-row driver treats at once; its tiles stay in the first-level cache."""
+
+SHORT_ROW = 32
+"""Rows up to this length take the short-row driver."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a kernel.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        The definition.
+    dtype : str
+        Compute dtype, ``"f4"`` or ``"f8"``.
+    y, p, g : str
+        Storage codes of targets, predictions and gradient.
+    outputs : int
+        0 for the value alone, 1 with the gradient, 2 with the diagonal Hessian too.
+    weighted, masked, values, in_place, index, smooth, short, parallel : bool
+        Per-row weights; a per-row mask; per-row values are written; the gradient overwrites the predictions; the
+        targets are class indices; they are smoothed; rows are short; compiled for several threads.
+    """
+
+    kernel: Kernel
+    dtype: str
+    y: str
+    p: str
+    g: str
+    outputs: int
+    weighted: bool = False
+    masked: bool = False
+    values: bool = False
+    in_place: bool = False
+    index: bool = False
+    smooth: bool = False
+    short: bool = False
+    parallel: bool = False

@@ -1,0 +1,97 @@
+"""Cross-entropies, from logits and from probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastloss.kernels.definition import RowFunctions, pointwise, rowwise
+
+
+@pointwise(params=("label_smoothing",), calls=("exp", "log", "div"))
+def binary_crossentropy_logits(xp: Any) -> Any:
+    """log(1 + eᶻ) - t·z, slope σ(z) - t, with t = y(1 - s) + s/2.
+
+    With E = exp(-|z|): log(1 + E) + |z|·u where u is 1 - t for positive z and t otherwise, so nothing overflows and
+    a certain, right answer (u = 0) costs nothing even at an infinite logit.
+    """
+    zero, half, one = xp.consts(0.0, 0.5, 1.0)
+
+    def terms(y, z, smoothing):  # type: ignore[no-untyped-def]
+        t = y * (one - smoothing) + half * smoothing
+        a = abs(z)
+        e = xp.exp_nonpositive(-a)
+        u = xp.where(z > zero, one - t, t)
+        r = one / (one + e)
+        loss = xp.where(u == zero, zero, a * u) + xp.log1p_unit(e)
+        return loss, xp.where(z < zero, e * r, r) - t, e * r * r
+
+    return terms
+
+
+@pointwise(params=("label_smoothing",), calls=("log", "log", "div"))
+def binary_crossentropy(xp: Any) -> Any:
+    """-t·log c - (1 - t)·log(1 - c) with c = clip(p, ε, 1 - ε) and t = y(1 - s) + s/2.
+
+    The clip is dead beyond its borders (slope 0) and alive on them, as automatic differentiation has it.
+    """
+    zero, half, one = xp.consts(0.0, 0.5, 1.0)
+    low = xp.epsilon
+    high = one - low
+
+    def terms(y, p, smoothing):  # type: ignore[no-untyped-def]
+        t = y * (one - smoothing) + half * smoothing
+        c = xp.clip(p, low, high)
+        d = one - c
+        alive = c == p
+        loss = -(t * xp.log(c) + (one - t) * xp.log(d))
+        # NaN is not alive, and must not become a zero slope.
+        slope = xp.where(alive, (c - t) / (c * d), xp.where(p != p, p, zero))
+        return loss, slope, xp.where(alive, t / (c * c) + (one - t) / (d * d), zero)
+
+    return terms
+
+
+@rowwise(calls=("exp",))
+def categorical_crossentropy_logits(xp: Any) -> Any:
+    """Σt·(log Σeᶻ - z), gradient softmax(z)·Σt - t; a class with target 0 contributes 0 even at logit -∞."""
+    zero = xp.const(0.0)
+
+    def gather(t, z, m):  # type: ignore[no-untyped-def]
+        d = z - m
+        e = xp.exp_nonpositive(d)
+        return e, e, xp.where(t == zero, zero, t * d), t
+
+    def finish(m, total, dot, mass):  # type: ignore[no-untyped-def]
+        return mass * xp.log(total) - dot, mass / total, zero
+
+    def slope(t, e, u, v):  # type: ignore[no-untyped-def]
+        return e * u - t
+
+    return RowFunctions("max", gather, finish, slope)
+
+
+@rowwise(calls=("log", "div", "div"))
+def categorical_crossentropy(xp: Any) -> Any:
+    """-Σt·log c with c = clip(q, ε, 1 - ε) and q = p/Σp.
+
+    With d = t/c inside the clip and 0 beyond, ∂/∂q = -d, and through the normalisation ∂/∂p = (Σd·q - d) / Σp.
+    """
+    zero, one = xp.consts(0.0, 1.0)
+    low = xp.epsilon
+    high = one - low
+
+    def gather(t, p, total):  # type: ignore[no-untyped-def]
+        q = p / total
+        c = xp.clip(q, low, high)
+        d = xp.where(t == zero, zero, xp.where(c == q, t / c, xp.where(q != q, q, zero)))
+        return d, xp.where(t == zero, zero, t * xp.log(c)), xp.where(t == zero, zero, d * q), zero
+
+    def finish(total, log_likelihood, dot, unused):  # type: ignore[no-untyped-def]
+        inverse = one / total
+        # 0 · inverse is NaN for a row that sums to 0 or holds a NaN, whatever its targets.
+        return zero * inverse - log_likelihood, dot, inverse
+
+    def slope(t, d, u, v):  # type: ignore[no-untyped-def]
+        return (u - d) * v
+
+    return RowFunctions("sum", gather, finish, slope, targets_only=True)

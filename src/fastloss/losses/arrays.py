@@ -1,0 +1,166 @@
+"""From whatever a user passes to arrays a kernel can take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastloss.engine import storage
+from fastloss.settings import floatx
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` brings a dtype of its own, as lists and Python numbers do not."""
+    return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
+
+
+def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) -> Array:
+    """`value` as an array whose dtype a kernel can read, without a copy where that is possible.
+
+    Parameters
+    ----------
+    argument : str
+        Its name in error messages.
+    value : array_like
+        An array of any library that speaks ``__array__`` or DLPack, a list, a number.
+    default : numpy.dtype, optional
+        The dtype of what brings none of its own; by default NumPy's choice.
+
+    Raises
+    ------
+    TypeError
+        If it is a masked array or a sparse matrix, or its elements are not real numbers.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`, and the valid "
+            "samples as `mask=`"
+        )
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise TypeError(f"`{argument}` is a sparse matrix; pass a dense array: `{argument}.toarray()`")
+    if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+        dtype = None if is_array(value) else default
+        try:
+            array = np.asarray(value, dtype=dtype)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`{argument}` cannot be read as an array of numbers: {error}") from error
+    else:
+        array = np.from_dlpack(value)
+    array = array.view(np.ndarray)
+    if array.dtype.name not in storage.CODES:
+        raise TypeError(f"`{argument}` must hold real numbers (integers, booleans or floats up to 64 bits), got {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Compute dtype and result dtype of a call.
+
+    Parameters
+    ----------
+    own : str or None
+        The loss's ``dtype``.
+    y_pred : array_like
+        Decides where neither the loss nor `fastloss.set_floatx` does.
+
+    Returns
+    -------
+    compute : numpy.dtype
+        float32 or float64: half precision is computed in float32.
+    result : numpy.dtype
+        The dtype of the loss's value.
+    """
+    name = own or floatx()
+    if name is None:
+        dtype = getattr(y_pred, "dtype", None) if is_array(y_pred) else None
+        kind = np.dtype(dtype).name if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+        name = "float64" if kind == "float64" else "float32"
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(np.float64 if name == "float64" else np.float32), np.dtype(name)
+
+
+def is_float(array: Array) -> bool:
+    """Whether an array holds floats, NumPy's own or bfloat16."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def contiguous(array: Array) -> Array:
+    """The array itself if a kernel can walk it (C order, aligned), else a copy."""
+    return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether two contiguous arrays are the same memory, read as the same dtype."""
+    return a.dtype == b.dtype and a.size == b.size and a.flags.c_contiguous and a.ctypes.data == b.ctypes.data
+
+
+def check_out(out: Any, p: Array, dtype: np.dtype[Any], others: dict[str, Array | None]) -> None:
+    """Refuse an `out` that cannot take the gradient of `p`, or would destroy an input on the way."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"`out` must be a numpy.ndarray, got {type(out).__name__}")
+    if out.shape != p.shape:
+        raise ValueError(f"`out` must have the shape of `y_pred`, {p.shape}, got shape {out.shape}")
+    if out.dtype != dtype:
+        raise ValueError(f"`out` must have the gradient's dtype, {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("`out` must be writable, got a read-only array")
+    itself = out.strides == p.strides and out.ctypes.data == p.ctypes.data
+    if not itself and np.may_share_memory(out, p):
+        raise ValueError("`out` must not overlap `y_pred`, unless it is `y_pred` itself")
+    for name, other in others.items():
+        if other is not None and np.may_share_memory(out, other):
+            raise ValueError(f"`out` must not overlap `{name}`")
+
+
+def match_ranks(x: Array, y: Array) -> tuple[Array, Array]:
+    """Bring two arrays whose ranks differ by one to the same rank, as Keras does.
+
+    If the last dimension of the larger is 1, the smaller gets one too where it has rank 1, else the larger loses it.
+    """
+    if x.ndim == y.ndim + 1 and x.shape[-1] == 1:
+        return (x, y[:, None]) if y.ndim == 1 else (x[..., 0], y)
+    if y.ndim == x.ndim + 1 and y.shape[-1] == 1:
+        return (x[:, None], y) if x.ndim == 1 else (x, y[..., 0])
+    return x, y
+
+
+def squeeze_or_expand_to_same_rank(x1: Any, x2: Any, expand_rank_1: bool = True) -> tuple[Array, Array]:
+    """Squeeze or expand the last dimension of one array where the ranks differ by exactly one.
+
+    Parameters
+    ----------
+    x1, x2 : array_like
+        Any shapes. Where the larger one's last dimension is 1, the smaller is expanded if it has rank 1, else the
+        larger is squeezed.
+    expand_rank_1 : bool, default=True
+        Whether arrays of rank 1 may be expanded; if not, the larger is squeezed then too.
+
+    Returns
+    -------
+    x1, x2 : numpy.ndarray
+        Views of the inputs; unchanged where the rule does not apply.
+
+    References
+    ----------
+    ``keras.src.losses.loss.squeeze_or_expand_to_same_rank``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, b = squeeze_or_expand_to_same_rank(np.zeros(3), np.zeros((3, 1)))
+    >>> a.shape, b.shape
+    ((3, 1), (3, 1))
+    """
+    a, b = np.asarray(x1), np.asarray(x2)
+    if expand_rank_1:
+        return match_ranks(a, b)
+    if a.ndim == b.ndim + 1 and a.shape[-1] == 1:
+        return a[..., 0], b
+    if b.ndim == a.ndim + 1 and b.shape[-1] == 1:
+        return a, b[..., 0]
+    return a, b

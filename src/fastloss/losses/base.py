@@ -1,0 +1,429 @@
+"""The base class of all losses, and that of the compiled ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
+
+import numpy as np
+
+from fastloss.engine import threads
+from fastloss.kernels.definition import Kernel
+from fastloss.losses import arrays, reductions
+from fastloss.losses.arrays import Array
+from fastloss.losses.layout import Layout, class_labels
+from fastloss.losses.plan import GRADIENT, HESSIAN, VALUE, Plan
+from fastloss.settings import float_name, floatx
+
+T = TypeVar("T")
+
+_PLANS = 256
+"""How many combinations of shapes and dtypes a loss remembers before it starts afresh."""
+
+
+class Option(Generic[T]):
+    """A constructor argument of a loss, read-only afterwards: compiled plans and configs rely on it.
+
+    Parameters
+    ----------
+    check : callable
+        ``check(name, value)`` returns the value to keep or raises.
+    """
+
+    def __init__(self, check: Callable[[str, Any], T]) -> None:
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, loss: None, owner: type) -> Option[T]: ...
+    @overload
+    def __get__(self, loss: Loss, owner: type) -> T: ...
+    def __get__(self, loss: Loss | None, owner: type) -> Option[T] | T:
+        if loss is None:
+            return self
+        return loss._options[self._name]  # type: ignore[no-any-return]
+
+    def __set__(self, loss: Loss, value: Any) -> None:
+        if self._name in loss._options:
+            raise AttributeError(f"`{self._name}` of a loss cannot be changed; make a new {type(loss).__name__}")
+        loss._options[self._name] = self._check(self._name, value)
+
+
+class Loss:
+    """Base class of losses; subclass it and override `call` to write one in NumPy.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name of the loss; by default the class's name in snake case.
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value. ``"sum_over_batch_size"`` and ``"mean"`` divide the weighted sum by
+        the number of losses, ``"mean_with_sample_weight"`` by the sum of the weights; None is ``"none"``.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype: a name, a NumPy dtype, or anything with a ``compute_dtype``. By default that of
+        `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Raises
+    ------
+    ValueError
+        If `reduction` is none of these.
+    TypeError
+        If `dtype` is no floating dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss
+    >>> class Quartic(fastloss.losses.Loss):
+    ...     def call(self, y_true, y_pred):
+    ...         return np.mean((y_pred - y_true) ** 4, axis=-1)
+    >>> float(Quartic()([[0.0, 0.0]], [[1.0, 2.0]]))
+    8.5
+    """
+
+    def __init__(self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None) -> None:
+        self._options: dict[str, Any] = {}
+        self.name = name or snake_case(type(self).__name__)
+        self._reduction = reductions.check_reduction(reduction)
+        self._dtype = float_name("dtype", dtype)
+
+    @property
+    def reduction(self) -> str | None:
+        """How the per-sample losses become the value."""
+        return self._reduction
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the compute dtype; None where each call's ``y_pred`` decides."""
+        return self._dtype or floatx()
+
+    def call(self, y_true: Array, y_pred: Array) -> Array:
+        """Per-sample losses, unreduced; to be overridden.
+
+        Parameters
+        ----------
+        y_true, y_pred : numpy.ndarray
+            Targets and predictions in the compute dtype, their ranks matched.
+
+        Returns
+        -------
+        numpy.ndarray
+            One loss a sample.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must override `call(self, y_true, y_pred)`, which returns the per-sample losses"
+        )
+
+    def __call__(
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        n_threads: int | None = None,
+    ) -> Any:
+        """Compute the value; no gradient is computed.
+
+        Parameters
+        ----------
+        y_true, y_pred : array_like
+            Targets and predictions.
+        sample_weight : array_like, optional
+            Weights that broadcast to the per-sample losses.
+        mask : array_like of bool, optional
+            The samples that count, in the shape of the per-sample losses; by default ``y_pred._keras_mask`` if there is
+            one. The others are not computed.
+        class_weight : dict or array_like, optional
+            Weight by class, multiplied with `sample_weight`; a missing class weighs 1.
+        n_threads : int, optional
+            Threads to use; by default as `fastloss.set_num_threads` says, else by the amount of work.
+
+        Returns
+        -------
+        numpy scalar or numpy.ndarray
+            The reduced loss, or the per-sample losses where the reduction is ``"none"``.
+        """
+        if n_threads is not None:
+            threads.check(n_threads)
+        compute, result = arrays.compute_dtypes(self._dtype, y_pred)
+        p = arrays.to_array("y_pred", y_pred, compute).astype(compute, copy=False)
+        y = arrays.to_array("y_true", y_true, compute).astype(compute, copy=False)
+        y, p = arrays.match_ranks(y, p)
+        values = np.asarray(self.call(y, p))
+        if values.dtype.kind != "f":
+            raise TypeError(f"{type(self).__name__}.call must return floats, got {values.dtype}")
+        weight, valid = weight_and_mask(sample_weight, mask, y_pred, compute)
+        if class_weight is not None:
+            labels = class_labels(y.reshape(values.size, -1)).reshape(values.shape)
+            weight = times(reductions.class_weights(class_weight, labels, compute), weight)
+        value = reductions.reduce(values.astype(compute, copy=False), self._reduction, weight, valid)
+        return value.astype(result)
+
+    def value_and_grad(self, y_true: Any, y_pred: Any, *args: Any, **kwargs: Any) -> tuple[Any, Array]:
+        """Not defined for a loss that is written in NumPy without a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines `call` but no gradient")
+
+    def value_grad_hess(self, y_true: Any, y_pred: Any, *args: Any, **kwargs: Any) -> tuple[Any, Array, Array]:
+        """Not defined for a loss that is written in NumPy without a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines `call` but no diagonal Hessian")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, so that ``from_config(get_config())`` makes an equal loss."""
+        config: dict[str, Any] = {"name": self.name, "reduction": self._reduction}
+        if self._dtype is not None:
+            config["dtype"] = self._dtype
+        return {**config, **self._options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Loss:
+        """Make a loss from what `get_config` gave."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({options})"
+
+
+class KernelLoss(Loss):
+    """A loss that a compiled kernel computes."""
+
+    per_sample: ClassVar[Literal["mean", "sum"]] = "mean"
+    """How the elements of a sample become its loss."""
+
+    def __init__(self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None) -> None:
+        super().__init__(name, reduction, dtype)
+        self._plans: dict[Any, Plan] = {}
+
+    def _kernel(self) -> Kernel:
+        """The kernel, as the options choose it."""
+        raise NotImplementedError
+
+    def _params(self, elements: int) -> tuple[float, ...]:
+        """The kernel's run-time parameters, for samples of so many elements."""
+        return tuple(self._options[name] for name in self._kernel().params)
+
+    def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> Layout:
+        """Lay targets and predictions out; the flags are those of `fastloss.losses.layout.pointwise`."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # compiled code neither pickles nor deep-copies
+
+    def __call__(
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        n_threads: int | None = None,
+    ) -> Any:
+        return self._evaluate(VALUE, y_true, y_pred, sample_weight, mask, class_weight, None, None, n_threads)[0]
+
+    def value_and_grad(  # type: ignore[override]
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        upstream: Any = None,
+        out: Array | None = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, Array]:
+        """Compute the value and its gradient with respect to `y_pred`, in one pass.
+
+        Parameters
+        ----------
+        y_true, y_pred, sample_weight, mask, class_weight, n_threads
+            As for calling the loss.
+        upstream : array_like, optional
+            The gradient flowing into the value: of its shape if the reduction is ``"none"`` (by default ones: the
+            gradient is that of the sum), else a scalar factor. It does not change the value.
+        out : numpy.ndarray, optional
+            Where the gradient is written: `y_pred`'s shape and the gradient's dtype. ``out=y_pred`` saves memory by
+            overwriting the predictions; any other overlap with an input is an error.
+
+        Returns
+        -------
+        value : numpy scalar or numpy.ndarray
+            As from calling the loss.
+        gradient : numpy.ndarray
+            Of `y_pred`'s shape, and of its dtype where that is floating, else of the value's. `out` if that was given.
+        """
+        return self._evaluate(GRADIENT, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)[:2]  # type: ignore[return-value]
+
+    def value_grad_hess(  # type: ignore[override]
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        upstream: Any = None,
+        out: Array | None = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, Array, Array]:
+        """Compute the value, its gradient and the diagonal of its Hessian, in one pass; for pointwise losses.
+
+        Parameters
+        ----------
+        y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        value, gradient
+            As from `value_and_grad`.
+        hessian : numpy.ndarray
+            The second derivative of the value in each element of `y_pred`, of the gradient's shape and dtype.
+
+        Raises
+        ------
+        NotImplementedError
+            If the loss couples the elements of a row, so that a diagonal says little.
+        """
+        if self._kernel().shape != "pointwise":
+            raise NotImplementedError(f"{type(self).__name__} has no diagonal Hessian: it couples the classes of a row")
+        return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
+
+    def _evaluate(
+        self,
+        outputs: int,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any,
+        mask: Any,
+        class_weight: Any,
+        upstream: Any,
+        out: Array | None,
+        n_threads: int | None,
+    ) -> tuple[Any, Any, Any]:
+        """Value, gradient and Hessian, as far as `outputs` asks."""
+        if n_threads is not None:
+            n_threads = threads.check(n_threads)
+        key = None
+        if (
+            type(y_true) is np.ndarray
+            and type(y_pred) is np.ndarray
+            and (sample_weight is None or type(sample_weight) is np.ndarray)
+            and mask is class_weight is upstream is None
+        ):
+            # What the general way works out depends on these alone, so a second call like this finds its plan.
+            weight_type = None if sample_weight is None else (sample_weight.shape, sample_weight.dtype)
+            key = (outputs, y_pred.shape, y_true.shape, y_pred.dtype, y_true.dtype, weight_type, floatx())
+            plan = self._plans.get(key)
+            if plan is not None and plan.takes(y_true, y_pred, sample_weight, out):
+                return plan.run(y_true, y_pred, sample_weight, out, n_threads)
+        return self._general(outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads, key)
+
+    def _general(
+        self,
+        outputs: int,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any,
+        mask: Any,
+        class_weight: Any,
+        upstream: Any,
+        out: Array | None,
+        n_threads: int | None,
+        key: Any,
+    ) -> tuple[Any, Any, Any]:
+        """Any inputs, with all their rules; leaves a plan under `key` for inputs that need no rearranging."""
+        compute, result = arrays.compute_dtypes(self._dtype, y_pred)
+        y = arrays.to_array("y_true", y_true, compute)
+        p = arrays.to_array("y_pred", y_pred, compute)
+        weight, valid = weight_and_mask(sample_weight, mask, y_pred, compute)
+        layout = self._layout(
+            y,
+            p,
+            samples=class_weight is not None or any(a is not None and a.shape == p.shape for a in (weight, valid)),
+            flat=self._reduction not in ("none", None) and weight is valid is class_weight is None,
+        )
+        if layout.valid is not None:
+            valid = layout.valid if valid is None else np.logical_and(*arrays.match_ranks(valid, layout.valid))
+        if class_weight is not None:
+            weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
+        reduction = reductions.resolve(layout.shape, self._reduction, weight, valid, upstream, compute)
+        gradient_dtype = p.dtype if arrays.is_float(p) else result
+        if out is not None:
+            arrays.check_out(out, p, gradient_dtype, {"y_true": y, "sample_weight": weight, "mask": valid})
+
+        plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient_dtype), compute, result)
+        y2, p2 = arrays.contiguous(layout.y), arrays.contiguous(layout.p)
+        in_place = outputs > 0 and out is not None and arrays.same_memory(out, p2)
+        g = h = None
+        if outputs:
+            usable = out is not None and layout.order is None and arrays.contiguous(out) is out
+            g = out.reshape(p2.shape) if out is not None and usable else np.empty(p2.shape, gradient_dtype)
+        if outputs == HESSIAN:
+            h = np.empty(p2.shape, gradient_dtype)
+        value = plan.execute(
+            y2, p2, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place
+        )
+        if reduction.spread is not None:
+            value = value.reshape(layout.shape) * reduction.spread
+        if reduction.empty:
+            value = result.type(0)
+            for array in (g, h):
+                if array is not None:
+                    array.fill(0)
+        if key is not None and plan.serves(layout, y, p, weight, reduction):
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        gradient = None if g is None else layout.deliver(g, p.shape, out)
+        return value, gradient, None if h is None else layout.deliver(h, p.shape, None)
+
+
+def weight_and_mask(
+    sample_weight: Any, mask: Any, y_pred: Any, dtype: np.dtype[Any]
+) -> tuple[Array | None, Array | None]:
+    """Weights and mask as arrays; the mask may come as an attribute of the predictions, as Keras passes it on."""
+    weight = None if sample_weight is None else arrays.to_array("sample_weight", sample_weight, dtype)
+    if mask is None:
+        mask = getattr(y_pred, "_keras_mask", None)
+    if mask is None:
+        return weight, None
+    valid = arrays.to_array("mask", mask)
+    if valid.dtype.kind not in "bui":
+        raise TypeError(f"`mask` must be boolean, got {valid.dtype}; pass weights as `sample_weight`")
+    return weight, valid.astype(bool, copy=False)
+
+
+def times(a: Array, b: Array | None) -> Array:
+    """The product of two weights under the rank rule."""
+    if b is None:
+        return a
+    x, y = arrays.match_ranks(a, b)
+    try:
+        return np.asarray(x * y, a.dtype)
+    except ValueError:
+        raise ValueError(
+            f"`sample_weight` must broadcast to the shape of the per-sample losses, {a.shape}, got shape {b.shape}"
+        ) from None
+
+
+def snake_case(name: str) -> str:
+    """``CategoricalCrossentropy`` as ``categorical_crossentropy``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+@lru_cache(maxsize=256)
+def _unreduced(loss: type[KernelLoss], options: tuple[tuple[str, Any], ...]) -> KernelLoss:
+    return loss(reduction="none", **dict(options))
+
+
+def per_sample(loss: type[KernelLoss], **options: Any) -> Callable[[Any, Any], Any]:
+    """A function handle's loss: unreduced, and remembered together with its plans."""
+    return _unreduced(loss, tuple(options.items()))

@@ -1,0 +1,154 @@
+"""Losses by name, and as configs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fastloss.losses.base import Loss
+
+ALIASES = {
+    "bce": "binary_crossentropy",
+    "BCE": "binary_crossentropy",
+    "mse": "mean_squared_error",
+    "MSE": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "MAE": "mean_absolute_error",
+    "logcosh": "log_cosh",
+}
+"""Other names of functions, as in Keras."""
+
+_classes: dict[str, type[Loss]] = {}
+_functions: dict[str, Callable[..., Any]] = {}
+
+
+def register(*objects: type[Loss] | Callable[..., Any]) -> None:
+    """Make classes and function handles known by their names."""
+    for item in objects:
+        if inspect.isclass(item):
+            _classes[item.__name__] = item
+        else:
+            _functions[item.__name__] = item
+
+
+def get(identifier: Any) -> Any:
+    """Find a loss by its identifier.
+
+    Parameters
+    ----------
+    identifier : str, dict, callable or None
+        The name of a class (gives an instance with default arguments) or of a function (gives the function); a dict
+        ``{"class_name": ..., "config": {...}}``; a loss or another callable, which is returned as it is; None.
+
+    Returns
+    -------
+    Loss, callable or None
+
+    Raises
+    ------
+    ValueError
+        If there is no such loss; the message names similar ones.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.get("mse") is fastloss.losses.mean_squared_error
+    True
+    >>> fastloss.losses.get({"class_name": "Huber", "config": {"delta": 2.0}}).delta
+    2.0
+    """
+    if identifier is None:
+        return None
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    if isinstance(identifier, str):
+        found = _find(identifier)
+        return found() if inspect.isclass(found) else found
+    if callable(identifier):
+        return identifier() if inspect.isclass(identifier) else identifier
+    raise ValueError(f"Could not interpret loss identifier: {identifier!r}")
+
+
+def serialize(loss: Any) -> Any:
+    """Turn a loss into what `deserialize` takes.
+
+    Parameters
+    ----------
+    loss : Loss or callable
+        A loss, or one of the function handles.
+
+    Returns
+    -------
+    dict or str
+        ``{"class_name": ..., "config": ...}`` of a loss, the name of a function.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.serialize(fastloss.losses.Huber(delta=2.0))["config"]["delta"]
+    2.0
+    """
+    if isinstance(loss, Loss):
+        return {"class_name": type(loss).__name__, "config": loss.get_config()}
+    name = getattr(loss, "__name__", None)
+    if name in _functions and _functions[name] is loss:
+        return name
+    raise ValueError(f"Could not interpret loss identifier: {loss!r}; expected a Loss or a function of fastloss.losses")
+
+
+def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> Any:
+    """Make a loss from what `serialize` gave.
+
+    Parameters
+    ----------
+    config : dict or str
+        A class's name and config, or a name.
+    custom_objects : dict, optional
+        More classes and functions by name.
+
+    Returns
+    -------
+    Loss or callable
+
+    Raises
+    ------
+    ValueError
+        If there is no such loss, or `config` is not of this form.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.deserialize({"class_name": "Huber", "config": {"delta": 2.0}}).delta
+    2.0
+    """
+    custom = custom_objects or {}
+    if isinstance(config, str):
+        return custom[config] if config in custom else _find(config)
+    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
+        raise ValueError(
+            f"Could not interpret loss identifier: {config!r}; expected a dict with `class_name` and `config`"
+        )
+    name, arguments = config["class_name"], config.get("config", {})
+    found = custom[name] if name in custom else _find(name)
+    if not inspect.isclass(found):
+        raise ValueError(f"Could not interpret loss identifier: {name!r} is a function, and takes no config")
+    if not isinstance(arguments, dict):
+        raise ValueError(f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}")
+    return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
+
+
+def _find(name: str) -> Any:
+    known = {**_functions, **_classes}
+    found = known.get(ALIASES.get(name, name))
+    if found is None:
+        near = difflib.get_close_matches(name, [*known, *ALIASES], n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known are {', '.join(sorted(known))}"
+        raise ValueError(f"Could not interpret loss identifier: {name!r}{hint}")
+    return found

@@ -1,0 +1,64 @@
+"""Checks of the losses' constructor arguments."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def number(name: str, value: Any) -> float:
+    """A finite real number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}")
+    return float(value)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A number that is 0 or more."""
+    result = number(name, value)
+    if result < 0:
+        raise ValueError(f"`{name}` must not be negative, got {value}")
+    return result
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    result = number(name, value)
+    if not 0 <= result <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}") from None
+
+
+def optional_integer(name: str, value: Any) -> int | None:
+    """An integer or None."""
+    return None if value is None else integer(name, value)
+
+
+def axes(name: str, value: Any) -> int | tuple[int, ...] | None:
+    """An axis, several, or None for all."""
+    if value is None:
+        return None
+    if isinstance(value, (tuple, list)):
+        return tuple(integer(name, axis) for axis in value)
+    return integer(name, value)

@@ -1,0 +1,134 @@
+"""Valid inputs for every loss, by the domain that its registry row names. Seeded: the same call, the same numbers.
+
+The numbers stay away from kinks and from the borders of clips unless a test asks otherwise, so that differences
+of the oracle are derivatives there: errors keep a distance from 0 and from ``delta``, probabilities from 0 and 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import reference
+
+# Shapes of y_pred: what the batch looks like, small enough for differences.
+SHAPES = {
+    "pointwise": ((5, 3), (4,), (1, 7), (6, 1), (2, 3, 4), (2, 2, 3, 2)),
+    "rowwise": ((5, 3), (1, 7), (4, 2), (2, 3, 4), (2, 2, 3, 2)),
+}
+# Enough work to be divided: many short rows, few long ones, and one row longer than a block.
+LARGE_SHAPES = {
+    "pointwise": ((30_011, 7), (301, 1003), (2, 150_001), (200_003, 1)),
+    "rowwise": ((30_011, 7), (20_011, 10), (301, 1003), (3, 100_003)),
+}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def shapes(row, params: dict[str, Any], large: bool = False) -> tuple[tuple[int, ...], ...]:
+    """The shapes that these parameters allow: an axis has to exist, and classes to be at least two."""
+    table = LARGE_SHAPES if large else SHAPES
+    axis = params.get("axis", -1)
+    if axis == -1:
+        return table[row.kind]
+    if axis is None:
+        return ((300_007,), (301, 1003)) if large else ((5, 3), (2, 3, 4))
+    return ((3, 5, 53, 101), (5, 7, 61, 53)) if large else ((2, 3, 4, 2), (3, 2, 2, 3))
+
+
+def inputs(
+    row, params: dict[str, Any], shape: tuple[int, ...], *, seed: int = 0, dtype: Any = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """y_true and y_pred in ``dtype`` (labels of class-index losses: int64) for predictions of ``shape``."""
+    random = rng(seed)
+    make = DOMAINS[row.domain]
+    y_true, y_pred = make(random, row, params, shape)
+    return y_true if row.labels == "index" else y_true.astype(dtype), y_pred.astype(dtype)
+
+
+def real(random, row, params, shape):
+    """Any numbers, with errors of either sign that keep away from 0 and from the parameters where slopes change."""
+    y_true = random.normal(size=shape)
+    size = random.uniform(0.1, 2.5, size=shape)
+    for kink in kinks(params):
+        near = np.abs(size - kink) < 0.05
+        size = np.where(near, size + 0.15, size)
+    sign = np.where(random.random(shape) < 0.5, -1.0, 1.0)
+    return y_true, y_true + sign * size
+
+
+def kinks(params):
+    """Absolute errors at which some derivative jumps."""
+    return tuple(params[name] for name in ("delta",) if name in params) or (1.0,)
+
+
+def probability(random, row, params, shape):
+    """Targets 0, 1 and between; probabilities away from the clip, or logits."""
+    y_true = np.where(random.random(shape) < 0.7, np.round(random.random(shape)), random.random(shape))
+    if params.get("from_logits"):
+        return y_true, random.uniform(-4, 4, size=shape)
+    return y_true, random.uniform(0.2, 0.8, size=shape)
+
+
+def distribution(random, row, params, shape):
+    """Rows of y_true are distributions (a third of them one-hot); rows of y_pred positive, *not* summing to one."""
+    (axis,) = reference.axes_of(row.name, params, len(shape))
+    y_true = random.uniform(0.05, 1.0, size=shape)
+    y_true /= y_true.sum(axis=axis, keepdims=True)
+    hard = np.expand_dims(random.integers(shape[axis], size=drop(shape, axis)), axis)
+    one_hot = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))]) == hard
+    chosen = np.expand_dims(random.random(drop(shape, axis)) < 0.34, axis)
+    return np.where(chosen, one_hot.astype(float), y_true), scores(random, params, shape)
+
+
+def index(random, row, params, shape):
+    """Class numbers, about a fifth of them the ignored class where there is one."""
+    (axis,) = reference.axes_of(row.name, params, len(shape))
+    y_true = random.integers(shape[axis], size=drop(shape, axis))
+    ignored = params.get("ignore_class")
+    if ignored is not None:
+        y_true = np.where(random.random(y_true.shape) < 0.2, ignored, y_true)
+    return y_true, scores(random, params, shape)
+
+
+def scores(random, params, shape):
+    if params.get("from_logits"):
+        return random.uniform(-3, 3, size=shape)
+    return random.uniform(0.2, 1.2, size=shape)  # not normalised, and 0.2 of a long row is far above the clip
+
+
+def drop(shape, axis):
+    return tuple(n for a, n in enumerate(shape) if a != axis)
+
+
+DOMAINS = {"real": real, "probability": probability, "distribution": distribution, "index": index}
+
+
+def weight_families(shape: tuple[int, ...], *, seed: int = 7) -> dict[str, Any]:
+    """Every legal shape of sample_weight for per-sample values of ``shape``, by a name for messages."""
+    random = rng(seed)
+    families: dict[str, Any] = {"none": None, "scalar": 1.75}
+    if not shape:
+        return families
+    families["full"] = random.uniform(0.25, 2.0, size=shape)
+    families["one more axis"] = random.uniform(0.25, 2.0, size=(*shape, 1))
+    if len(shape) > 1:
+        families["a row"] = random.uniform(0.25, 2.0, size=(shape[0],) + (1,) * (len(shape) - 1))
+    if len(shape) == 1:
+        families["integers"] = random.integers(0, 4, size=shape)
+    return families
+
+
+def mask_families(shape: tuple[int, ...], *, seed: int = 11) -> dict[str, Any]:
+    """No mask, some entries, one more axis, and nothing left."""
+    families: dict[str, Any] = {"no mask": None}
+    if not shape:
+        return families
+    some = rng(seed).random(shape) < 0.6
+    some.reshape(-1)[:1] = True  # never all masked by chance: that is a case of its own
+    families["mask"] = some
+    families["mask, one more axis"] = some[..., None]
+    families["all masked"] = np.zeros(shape, bool)
+    return families
