@@ -2,6 +2,9 @@
 
 The conversions run inside the vector loop (0.10 ns an element for float16, 0.17 ns for bfloat16, load and store
 together), so no array is ever converted as a whole.
+
+Every index is unsigned: a signed one might be negative, and Python's wrap-around for that turns each vector load into a
+gather of single elements (MSE at 3 times its speed limit instead of 1).
 """
 
 from __future__ import annotations
@@ -61,16 +64,16 @@ def load(dtype: type[np.generic], code: str) -> Callable[[Any, int], Any]:
     """``load(array, i)``, converting to `dtype`."""
     if code == "f2":
         def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(extend(array[i]))
+            return dtype(extend(array[np.uintp(i)]))
 
     elif code == "bf2":
         def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(extend_brain(array[i]))
+            return dtype(extend_brain(array[np.uintp(i)]))
 
     else:
 
         def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(array[i])
+            return dtype(array[np.uintp(i)])
 
     return jit.scalar(read)
 
@@ -80,15 +83,15 @@ def store(code: str) -> Callable[[Any, int, Any], None]:
     """``store(array, i, value)``, rounding to nearest, ties to even."""
     if code == "f2":
         def write(array, i, value):  # type: ignore[no-untyped-def]
-            array[i] = truncate(np.float32(value))
+            array[np.uintp(i)] = truncate(np.float32(value))
 
     elif code == "bf2":
         def write(array, i, value):  # type: ignore[no-untyped-def]
-            array[i] = truncate_brain(np.float32(value))
+            array[np.uintp(i)] = truncate_brain(np.float32(value))
 
     else:
 
         def write(array, i, value):  # type: ignore[no-untyped-def]
-            array[i] = value
+            array[np.uintp(i)] = value
 
     return jit.scalar(write)

@@ -18,6 +18,9 @@ there, so a float32 loss over 10⁸ elements is right to float32.
 A pointwise loss reduced to a scalar without weights needs no rows: the data is then one flat run, cut every
 `FLAT_COLUMNS` elements as if those were rows.
 
+A loop that writes an array it also reads must name it once: LLVM vectorises each function before it is inlined, under
+a test that its array arguments do not overlap, and two arguments for one array always fail that test.
+
 `Variant` says which parts exist. Its flags are constants of the closure, so Numba prunes what is not needed before it
 infers types, and arguments that no remaining code uses are passed as None (which costs nothing to unbox).
 """
@@ -154,7 +157,7 @@ def _clear(variant: Variant) -> Callable[..., Any]:
 
 def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     """A row of a pointwise loss: the sum of its elements' losses."""
-    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+    GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     zero = xp.const(0.0)
     terms = _with_params(variant.kernel, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
@@ -166,7 +169,10 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
             loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
             total += loss
             if GRADIENT:
-                store(g, i, slope * scale)
+                if IN_PLACE:
+                    store(p, i, slope * scale)
+                else:
+                    store(g, i, slope * scale)
             if HESSIAN:
                 store(h, i, curvature * scale)
         return total
@@ -207,22 +213,26 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     spread over a tile of their elements first, and the elements' losses are summed by row afterwards.
     """
     compute = xp.type
-    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
+    GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     MASKED, WEIGHTED = variant.masked, variant.weighted
     VALUES = variant.values
     terms = _with_params(variant.kernel, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+    get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     clear = _clear(variant)
 
     @jit.inner_loop
     def tile(y, p, g, h, start, stop, scales, losses, params):  # type: ignore[no-untyped-def]
         for i in range(start, stop):
             loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
-            losses[i - start] = loss
+            put(losses, i - start, loss)
             if GRADIENT:
-                store(g, i, slope * scales[i - start])
+                if IN_PLACE:
+                    store(p, i, slope * get(scales, i - start))
+                else:
+                    store(g, i, slope * get(scales, i - start))
             if HESSIAN:
-                store(h, i, curvature * scales[i - start])
+                store(h, i, curvature * get(scales, i - start))
 
     @jit.inner_loop
     def unit(  # type: ignore[no-untyped-def]
@@ -241,7 +251,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
                 for r in range(low, high):
                     scale = compute(grad_scale * grad_weights[r])
                     for c in range(columns):
-                        scales[(r - low) * columns + c] = scale
+                        put(scales, (r - low) * columns + c, scale)
             tile(y, p, g, h, low * columns, high * columns, scales, losses, params)
             for r in range(low, high):
                 if MASKED:
@@ -252,7 +262,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
                         continue
                 loss = 0.0
                 for c in range(columns):
-                    loss += losses[(r - low) * columns + c]
+                    loss += get(losses, (r - low) * columns + c)
                 if WEIGHTED:
                     loss = loss * weights[r]
                 if VALUES:
@@ -266,7 +276,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
 def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     """A row of a rowwise loss in three stages; the row comes from memory once and from cache after that."""
     GRADIENT = variant.outputs >= 1
-    INDEX, SMOOTH = variant.index, variant.smooth
+    INDEX, SMOOTH, IN_PLACE = variant.index, variant.smooth, variant.in_place
     pivot, gather, finish, slope, targets_only = variant.kernel.factory(xp)
     MAXIMUM = pivot == "max"
     LABEL_ONLY = targets_only and INDEX and not SMOOTH
@@ -276,6 +286,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     compute = xp.type
     zero, one = xp.consts(0.0, 1.0)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+    get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     index = _index(variant)
 
     @jit.inner_loop
@@ -301,9 +312,19 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         return load_y(y, i) * (one - params[1]) + params[0] if SMOOTH else load_y(y, i)
 
     @jit.inner_loop
+    def spread(y, g, kept, start, stop, u, v, scale, params):  # type: ignore[no-untyped-def]
+        for i in range(start, stop):
+            keep = zero
+            if not LABEL_ONLY:
+                if SHARED:
+                    keep = get(g, i)
+                else:
+                    keep = get(kept, i - start)
+            store(g, i, slope(target(y, i, params), keep, u, v) * scale)
+
+    @jit.inner_loop
     def row(y, p, g, h, kept, r, start, stop, scale, params):  # type: ignore[no-untyped-def]
         m = reduce(p, start, stop)
-        shift = 0 if SHARED else start
         label = start
         right = one
         wrong = zero
@@ -324,7 +345,12 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
                     b_part += b_i
                     c_part += c_i
                     if GRADIENT:
-                        kept[i - shift] = keep
+                        if not SHARED:
+                            put(kept, i - start, keep)
+                        elif IN_PLACE:
+                            put(p, i, keep)
+                        else:
+                            put(g, i, keep)
                 a += a_part
                 b += b_part
                 c += c_part
@@ -338,11 +364,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
             c += c_label - c_i
         loss, u, v = finish(m, compute(a), compute(b), compute(c))
         if GRADIENT:
-            for i in range(start, stop):
-                keep = zero
-                if not LABEL_ONLY:
-                    keep = kept[i - shift]
-                store(g, i, slope(target(y, i, params), keep, u, v) * scale)
+            spread(y, g, kept, start, stop, u, v, scale, params)
             if INDEX:
                 store(g, label, slope(right, label_kept, u, v) * scale)
         return np.float64(loss)
