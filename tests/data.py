@@ -23,6 +23,24 @@ LARGE_SHAPES = {
 }
 
 
+# Variants worth testing beyond the registry's: what changes shapes, axes and masks rather than a kernel.
+MORE_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "binary_crossentropy": ({"axis": None}, {"from_logits": True, "axis": (1, 2)}, {"axis": 1}),
+    "categorical_crossentropy": ({"axis": 1}, {"from_logits": True, "label_smoothing": 0.2, "axis": 1}),
+    "sparse_categorical_crossentropy": (
+        {"ignore_class": -1},
+        {"from_logits": True, "ignore_class": 1},
+        {"from_logits": True, "axis": 1},
+    ),
+}
+
+
+def variants(row) -> tuple[dict[str, Any], ...]:
+    """The constructor arguments to test a loss with: the registry's, then those above."""
+    more = [params for params in MORE_VARIANTS.get(row.name, ()) if params not in row.variants]
+    return (*row.variants, *more)
+
+
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 

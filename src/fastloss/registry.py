@@ -59,7 +59,7 @@ class Row:
     @property
     def hessian(self) -> bool:
         """Whether the diagonal Hessian is there."""
-        return self.kind == "pointwise"
+        return self.cls().has_hessian
 
 
 _FROM_LOGITS: tuple[dict[str, Any], ...] = (

@@ -59,7 +59,7 @@ def _compile(variant: Variant) -> Any:
 
     function = build(variant)
     function.__name__ = function.__qualname__ = f"{variant.kernel.name}_{variant.dtype}"
-    dispatcher = numba.njit(**jit.LOOP_FLAGS, nogil=True, parallel=variant.parallel)(function)
+    dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=variant.parallel)(function)
     arguments = signature(variant)
     dispatcher.compile(arguments)
     return dispatcher.overloads[arguments]

@@ -7,6 +7,9 @@ Two kinds of code are compiled, and what is right for one is wrong for the other
   `exp` (a result wrong in every digit; 4.1 ULP instead of 1.0).
 * *Loops* (the drivers) must be allowed to reassociate their sums, or a reduction stays scalar.
 
+The outermost function, which adds the parts of a result, is neither: its order of summation is what makes results
+independent of the number of threads, so it gets no fast-math at all.
+
 Fast-math flags belong to single instructions and survive inlining, so both kinds meet in one compiled loop without
 mixing. ``nnan`` and ``ninf`` appear nowhere: NaN and infinity must come through.
 
@@ -27,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SCALAR_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "forceinline": True}
 LOOP_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+DRIVER_FLAGS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 
 
 def scalar(function: F) -> F:

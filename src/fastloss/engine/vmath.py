@@ -105,7 +105,7 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
     # ---- bits, selections -------------------------------------------------------------------------------------------
 
     mantissa_bits, one_bit = word(digits), word(1)
-    one_word, infinity_word, sign_mask = one.view(word), infinity.view(word), (-zero).view(word)
+    one_word, infinity_word = one.view(word), infinity.view(word)
 
     @jit
     def bits(x: Scalar) -> Scalar:
@@ -187,19 +187,20 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
 
     @jit
     def expm1_core(x: Scalar, unit: Scalar, magic: Scalar) -> Scalar:
-        """Give unit (e^x - 1), where the magic number belongs to unit 2^n.
+        """Give a and b with a - b = unit (e^x - 1), where the magic number belongs to unit 2^n.
 
-        2^n high + 2^n - 1 is nearly exact, so the rounding of e^r - 1 does not count twice next to n = 0. Written with
-        differences only, so that -0 stays -0.
+        a = 2^n high + 2^n - 1 is nearly exact and b is small, so that next to n = 0 the rounding of e^r - 1 does not
+        count twice. Both are written with differences only, so that -0 stays -0.
         """
         t, high, low = reduced(x, magic)
         r = high - low
         s = power(t)
-        return (s * high - (unit - s)) - s * (low - r * r * expm1_rest(r))
+        return s * high - (unit - s), s * (low - r * r * expm1_rest(r))
 
     @jit
     def expm1_nonpositive(x: Scalar) -> Scalar:
-        return expm1_core(at_least(x, zero_below), one, round_to_power)
+        a, b = expm1_core(at_least(x, zero_below), one, round_to_power)
+        return a - b
 
     expm1_low, expm1_high = real(-(bias - 1) * ln2), real((bias + 1.4) * ln2)
     linear_below = real(2.0**-60)
@@ -207,16 +208,24 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
     @jit
     def expm1(x: Scalar) -> Scalar:
         # By halves, because 2^n overflows before e^x does; but half of a subnormal number would lose its last bit.
-        halved = expm1_core(at_most(at_least(x, expm1_low), expm1_high), half, round_to_half_power)
-        return where(abs(x) < linear_below, x, two * halved)
+        a, b = expm1_core(at_most(at_least(x, expm1_low), expm1_high), half, round_to_half_power)
+        return where(abs(x) < linear_below, x, two * (a - b))
 
     tanh_is_one_from = real(20)
 
     @jit
     def tanh(x: Scalar) -> Scalar:
-        # For x < 0 the quotient is ill-conditioned (3 ULP): hence abs(x), and the sign put back as a bit.
-        e = expm1_core(two * at_most(abs(x), tanh_is_one_from), one, round_to_power)
-        return value(bits(e / (e + two)) | word(bits(x) & sign_mask))
+        """Give e / (e + 2) where e = expm1(2x), and correct it by what e, e + 2 and the quotient lost to rounding.
+
+        Without the correction it is 2.3 ULP off, 3.0 for x < 0; it costs 0.1 ns in float32.
+        """
+        a, b = expm1_core(two * at_most(at_least(x, -tanh_is_one_from), tanh_is_one_from), one, round_to_power)
+        e = a - b
+        d = e + two
+        e_low, d_low = (a - e) - b, e - (d - two)
+        inverse = one / d
+        q = e * inverse
+        return q - ((q * d - e) + (q * d_low - e_low)) * inverse
 
     # ---- logarithms -------------------------------------------------------------------------------------------------
 
@@ -234,13 +243,14 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
 
     @jit
     def split(x: Scalar) -> Scalar:
-        """x = 2^k m: give m, and k + `exponent_origin`, or k + `lifted_origin` where x is below the normal numbers."""
+        """Take x = 2^k m: give m, and k + `exponent_origin`, or k + `lifted_origin` where x was lifted."""
         shifted = word(bits(x) + to_sqrt_half)
         m = value(word(shifted & mantissa_mask) + sqrt_half_word)
         return m, value(word(shifted >> mantissa_bits) | field_origin_word)
 
     @jit
     def lift(x: Scalar) -> Scalar:
+        """Make subnormal numbers normal ones."""
         return where(x < smallest_normal, x * lifting, x)
 
     @jit

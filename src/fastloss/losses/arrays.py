@@ -50,9 +50,13 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
     else:
         array = np.from_dlpack(value)
     array = array.view(np.ndarray)
-    if array.dtype.name not in storage.CODES:
-        raise TypeError(f"`{argument}` must hold real numbers (integers, booleans or floats up to 64 bits), got {array.dtype}")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if storage.code(array.dtype) is None and not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if storage.code(array.dtype) is None:
+        raise TypeError(
+            f"`{argument}` must hold real numbers (booleans, integers or floats of at most 64 bits), got {array.dtype}"
+        )
+    return array
 
 
 def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -86,7 +90,7 @@ def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtyp
 
 def is_float(array: Array) -> bool:
     """Whether an array holds floats, NumPy's own or bfloat16."""
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.dtype.kind == "f" or storage.code(array.dtype) in storage.HALVES.values()
 
 
 def contiguous(array: Array) -> Array:
@@ -122,10 +126,16 @@ def match_ranks(x: Array, y: Array) -> tuple[Array, Array]:
 
     If the last dimension of the larger is 1, the smaller gets one too where it has rank 1, else the larger loses it.
     """
-    if x.ndim == y.ndim + 1 and x.shape[-1] == 1:
-        return (x, y[:, None]) if y.ndim == 1 else (x[..., 0], y)
-    if y.ndim == x.ndim + 1 and y.shape[-1] == 1:
-        return (x[:, None], y) if x.ndim == 1 else (x, y[..., 0])
+    x_shape, y_shape = match_shapes(x.shape, y.shape)
+    return x if x.shape == x_shape else x.reshape(x_shape), y if y.shape == y_shape else y.reshape(y_shape)
+
+
+def match_shapes(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes that `match_ranks` gives arrays of these shapes."""
+    if len(x) == len(y) + 1 and x[-1] == 1:
+        return (x, (*y, 1)) if len(y) == 1 else (x[:-1], y)
+    if len(y) == len(x) + 1 and y[-1] == 1:
+        return ((*x, 1), y) if len(x) == 1 else (x, y[:-1])
     return x, y
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fastloss.losses import arrays, reductions
 from fastloss.losses.arrays import Array
 from fastloss.losses.layout import Layout, class_labels
 from fastloss.losses.plan import GRADIENT, HESSIAN, VALUE, Plan
+from fastloss.losses.reductions import Reduction
 from fastloss.settings import float_name, floatx
 
 T = TypeVar("T")
@@ -196,6 +197,14 @@ class KernelLoss(Loss):
     per_sample: ClassVar[Literal["mean", "sum"]] = "mean"
     """How the elements of a sample become its loss."""
 
+    class_indices: ClassVar[bool] = False
+    """Whether targets are indices of classes."""
+
+    @property
+    def has_hessian(self) -> bool:
+        """Whether `value_grad_hess` is defined."""
+        return self._kernel().shape == "pointwise"
+
     def __init__(self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None) -> None:
         super().__init__(name, reduction, dtype)
         self._plans: dict[Any, Plan] = {}
@@ -292,7 +301,7 @@ class KernelLoss(Loss):
         NotImplementedError
             If the loss couples the elements of a row, so that a diagonal says little.
         """
-        if self._kernel().shape != "pointwise":
+        if not self.has_hessian:
             raise NotImplementedError(f"{type(self).__name__} has no diagonal Hessian: it couples the classes of a row")
         return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
 
@@ -340,6 +349,48 @@ class KernelLoss(Loss):
         key: Any,
     ) -> tuple[Any, Any, Any]:
         """Any inputs, with all their rules; leaves a plan under `key` for inputs that need no rearranging."""
+        call = self._resolve(outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream)
+        layout, reduction, plan = call.layout, call.reduction, call.plan
+        if out is not None:
+            arrays.check_out(
+                out, call.p, plan.gradient, {"y_true": call.y, "sample_weight": call.weight, "mask": reduction.mask}
+            )
+        y, p = arrays.contiguous(layout.y), arrays.contiguous(layout.p)
+        in_place = outputs > 0 and out is not None and arrays.same_memory(out, p)
+        g = h = None
+        if outputs:
+            usable = out is not None and layout.order is None and arrays.contiguous(out) is out
+            g = out.reshape(p.shape) if out is not None and usable else np.empty(p.shape, plan.gradient)
+        if outputs == HESSIAN:
+            h = np.empty(p.shape, plan.gradient)
+        value = plan.execute(
+            y, p, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place
+        )
+        if reduction.spread is not None:
+            value = value.reshape(layout.shape) * reduction.spread
+        if reduction.empty:
+            value = type(value)(0)
+            for array in (g, h):
+                if array is not None:
+                    array.fill(0)
+        if key is not None and plan.serves(layout, call.y, call.p, call.weight, reduction):
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        gradient = None if g is None else layout.deliver(g, call.p.shape, out)
+        return value, gradient, None if h is None else layout.deliver(h, call.p.shape, None)
+
+    def _resolve(
+        self,
+        outputs: int,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        mask: Any = None,
+        class_weight: Any = None,
+        upstream: Any = None,
+    ) -> Call:
+        """Check the arguments of a call and work out what it is to do; nothing is computed or allocated yet."""
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
         y = arrays.to_array("y_true", y_true, compute)
         p = arrays.to_array("y_pred", y_pred, compute)
@@ -355,35 +406,20 @@ class KernelLoss(Loss):
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
         reduction = reductions.resolve(layout.shape, self._reduction, weight, valid, upstream, compute)
-        gradient_dtype = p.dtype if arrays.is_float(p) else result
-        if out is not None:
-            arrays.check_out(out, p, gradient_dtype, {"y_true": y, "sample_weight": weight, "mask": valid})
+        gradient = p.dtype if arrays.is_float(p) else result
+        plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
+        return Call(y, p, weight, layout, reduction, plan)
 
-        plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient_dtype), compute, result)
-        y2, p2 = arrays.contiguous(layout.y), arrays.contiguous(layout.p)
-        in_place = outputs > 0 and out is not None and arrays.same_memory(out, p2)
-        g = h = None
-        if outputs:
-            usable = out is not None and layout.order is None and arrays.contiguous(out) is out
-            g = out.reshape(p2.shape) if out is not None and usable else np.empty(p2.shape, gradient_dtype)
-        if outputs == HESSIAN:
-            h = np.empty(p2.shape, gradient_dtype)
-        value = plan.execute(
-            y2, p2, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place
-        )
-        if reduction.spread is not None:
-            value = value.reshape(layout.shape) * reduction.spread
-        if reduction.empty:
-            value = result.type(0)
-            for array in (g, h):
-                if array is not None:
-                    array.fill(0)
-        if key is not None and plan.serves(layout, y, p, weight, reduction):
-            if len(self._plans) >= _PLANS:
-                self._plans.clear()
-            self._plans[key] = plan
-        gradient = None if g is None else layout.deliver(g, p.shape, out)
-        return value, gradient, None if h is None else layout.deliver(h, p.shape, None)
+
+class Call(NamedTuple):
+    """A call's targets, predictions and weights as arrays, and what is to be done with them."""
+
+    y: Array
+    p: Array
+    weight: Array | None
+    layout: Layout
+    reduction: Reduction
+    plan: Plan
 
 
 def weight_and_mask(

@@ -217,6 +217,8 @@ class SparseCategoricalCrossentropy(ClassLoss):
     0.693147 [[0.5, -0.5]]
     """
 
+    class_indices = True
+
     from_logits = Option(options.flag)
     ignore_class = Option(options.optional_integer)
     axis = Option(options.integer)

@@ -38,15 +38,22 @@ class Plan:
         Of targets, predictions and gradient in memory.
     compute, result : numpy.dtype
         Of the arithmetic, and of the value.
+
+    Attributes
+    ----------
+    launch : Launch
+        The kernel, for a gradient in memory of its own.
+    gradient : numpy.dtype
+        Of gradient and Hessian.
     """
 
     __slots__ = (
         "_codes",
         "_compute",
         "_grad_scale",
-        "_gradient",
+        "gradient",
         "_in_place",
-        "_launch",
+        "launch",
         "_mean",
         "_outputs",
         "_p_shape",
@@ -69,7 +76,7 @@ class Plan:
         result: np.dtype[Any],
     ) -> None:
         samples, elements = layout.p.shape
-        codes = [storage.CODES[dtype.name] for dtype in dtypes]
+        codes = [storage.code(dtype) or "" for dtype in dtypes]
         kernel = loss._kernel()
         params = loss._params(elements)
         variant = Variant(
@@ -85,14 +92,14 @@ class Plan:
             index=layout.index,
             smooth=kernel.shape == "rowwise" and params[0] > 0,
         )
-        self._launch = Launch(variant, samples, elements, params)
+        self.launch = Launch(variant, samples, elements, params)
         self._in_place: Launch | None = None
         self._mean = loss.per_sample == "mean"
         share = 1.0 / elements if self._mean and elements else 1.0
         self._value_scale = share * reduction.value_factor
         self._grad_scale = share * reduction.grad_factor
         self._outputs = outputs
-        self._compute, self._result, self._type, self._gradient = compute, result, result.type, dtypes[2]
+        self._compute, self._result, self._type, self.gradient = compute, result, result.type, dtypes[2]
         self._samples_shape = layout.shape
         self._values_shape = reduction.shape if reduction.spread is None else layout.shape
         self._y_shape, self._p_shape = layout.y.shape, layout.p.shape
@@ -128,7 +135,7 @@ class Plan:
         return out is None or (
             type(out) is np.ndarray
             and out.shape == p.shape
-            and out.dtype == self._gradient
+            and out.dtype == self.gradient
             and out.flags.num & _WRITABLE == _WRITABLE
             and (out is p or not np.may_share_memory(out, p))
             and not np.may_share_memory(out, y)
@@ -141,9 +148,9 @@ class Plan:
         """Value, gradient and Hessian of arrays that the plan `takes`."""
         g = h = None
         if self._outputs:
-            g = np.empty(p.shape, self._gradient) if out is None else out
+            g = np.empty(p.shape, self.gradient) if out is None else out
             if self._outputs == HESSIAN:
-                h = np.empty(p.shape, self._gradient)
+                h = np.empty(p.shape, self.gradient)
         if weight is not None:
             weight = weight.reshape(-1)
         return self.execute(y, p, weight, weight, None, g, h, n_threads, out is p), g, h
@@ -166,7 +173,7 @@ class Plan:
         """
         if not p.size:
             return self._nothing()
-        launch = self._launch
+        launch = self.launch
         if in_place:
             launch = self._launch_in_place()
             g = None
@@ -193,7 +200,7 @@ class Plan:
 
     def _launch_in_place(self) -> Launch:
         if self._in_place is None:
-            launch = self._launch
+            launch = self.launch
             self._in_place = Launch(replace(launch.variant, in_place=True), *self._p_shape, launch.params)
         return self._in_place
 

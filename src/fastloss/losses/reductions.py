@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastloss.losses.arrays import Array, match_ranks, to_array
+from fastloss.losses.arrays import Array, match_ranks, match_shapes, to_array
 
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none", None)
 
@@ -84,8 +84,7 @@ def resolve(
         Compute dtype.
     """
     weight = None if sample_weight is None else sample_weight.astype(dtype, copy=False)
-    valid, shape, outer = _align(shape, weight, mask)
-    weight, mask = valid.weight, valid.mask
+    weight, mask, shape, outer = _align(shape, weight, mask)
     factor, empty = _factor(reduction, weight, mask, outer)
     varies = mask is not None or (weight is not None and reduction == "mean_with_sample_weight")
     scalar = reduction not in ("none", None) or outer == ()
@@ -110,39 +109,22 @@ def resolve(
     return Reduction(rows, grad_rows, row_mask, factor, factor, outer, spread, False, varies)
 
 
-@dataclass(frozen=True)
-class _Valid:
-    weight: Array | None
-    mask: Array | None
-
-
 def _align(
     shape: tuple[int, ...], weight: Array | None, mask: Array | None
-) -> tuple[_Valid, tuple[int, ...], tuple[int, ...]]:
+) -> tuple[Array | None, Array | None, tuple[int, ...], tuple[int, ...]]:
     """Weights and mask of the values' rank, the values' shape as the rank rule leaves it, and the result's shape."""
     if weight is not None and mask is not None:
         mask, weight = match_ranks(mask, weight)
-    # A stand-in without memory of its own: only its shape matters.
-    values = np.broadcast_to(np.False_, shape)
-    if weight is not None and weight.ndim >= (0 if mask is None else mask.ndim):
-        matched, weight = match_ranks(values, weight)
-        if mask is not None:
-            mask = match_ranks(matched, mask)[1]
-    elif mask is not None:
-        matched, mask = match_ranks(values, mask)
-        if weight is not None:
-            weight = match_ranks(matched, weight)[1]
-    else:
-        matched = values
-    shape = matched.shape
+    larger = mask if weight is None or (mask is not None and mask.ndim > weight.ndim) else weight
+    if larger is not None:
+        shape, _ = match_shapes(shape, larger.shape)
     if mask is not None:
+        mask = mask.reshape(match_shapes(shape, mask.shape)[1])
         _check_fits("mask", mask, shape)
-        try:
-            np.broadcast_to(mask, shape)
-        except ValueError:
-            raise ValueError(
-                f"`mask` must have the shape of the per-sample losses, {shape}, got shape {mask.shape}"
-            ) from None
+        if any(n not in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1], strict=False)):
+            raise ValueError(f"`mask` must have the shape of the per-sample losses, {shape}, got shape {mask.shape}")
+    if weight is not None:
+        weight = weight.reshape(match_shapes(shape, weight.shape)[1])
     outer = shape
     if weight is not None:
         _check_fits("sample_weight", weight, shape)
@@ -152,7 +134,7 @@ def _align(
             raise ValueError(
                 f"`sample_weight` must broadcast to the shape of the per-sample losses, {shape}, got shape {weight.shape}"
             ) from None
-    return _Valid(weight, mask), shape, outer
+    return weight, mask, shape, outer
 
 
 def _check_fits(argument: str, array: Array, shape: tuple[int, ...]) -> None:
