@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 import reference
 
 # Shapes of y_pred: what the batch looks like, small enough for differences.

@@ -218,10 +218,7 @@ def per_sample(name, y_true, y_pred, mask=None, dtype=np.float64, **params):
     params.pop("axis", None)
 
     rows = as_rows(in_dtype(y_pred, dtype), axes)
-    if reference.labels == "index":
-        targets = y_true.reshape(-1)
-    else:
-        targets = as_rows(in_dtype(y_true, dtype), axes)
+    targets = y_true.reshape(-1) if reference.labels == "index" else as_rows(in_dtype(y_true, dtype), axes)
 
     valid = None
     if mask is not None:

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+
 from fastloss import losses
 from reference import assert_close, borders
 
@@ -43,7 +44,8 @@ def test_absolute_error_has_slope_zero_where_it_is_zero(dtype):
 @pytest.mark.parametrize("cls", [losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.LogCosh])
 def test_no_error_is_no_loss_and_no_slope(cls, dtype):
     value, gradient = one(sum_of(cls), [0.0, -1.5, 3.0], [0.0, -1.5, 3.0], dtype)
-    assert value == 0 and not np.signbit(value)
+    assert value == 0
+    assert not np.signbit(value)
     np.testing.assert_array_equal(gradient, [0.0, 0.0, 0.0])
 
 
@@ -100,7 +102,8 @@ def test_infinite_errors(dtype):
             assert value == INF, cls.__name__
             assert gradient[0] == sign * slope, cls.__name__
     value, gradient = one(sum_of(losses.MeanSquaredError), [0.0], [-INF], dtype)
-    assert value == INF and gradient[0] == -INF
+    assert value == INF
+    assert gradient[0] == -INF
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -185,7 +188,8 @@ def test_extreme_logits(dtype):
 def test_logit_of_plus_infinity_and_label_one(dtype):
     """The mirror image of label 0 and -infinity: by symmetry nothing, too."""
     value, gradient = one(sum_of(losses.BinaryCrossentropy, from_logits=True), [1.0], [INF], dtype)
-    assert value == 0 and gradient[0] == 0
+    assert value == 0
+    assert gradient[0] == 0
 
 
 @FLOATS
@@ -269,7 +273,8 @@ def test_a_row_of_zeros_is_nan_as_in_keras(dtype, sparse):
     y_true = np.array([1, 0]) if sparse else np.array([[0, 1, 0], [1, 0, 0]], dtype)
     y_pred = np.array([[0, 0, 0], [0.25, 0.25, 0.5]], dtype)
     value, gradient = cls(reduction="none").value_and_grad(y_true, y_pred)
-    assert np.isnan(value[0]) and np.isnan(gradient[0]).all()
+    assert np.isnan(value[0])
+    assert np.isnan(gradient[0]).all()
     assert_close(value[1], math.log(4.0))
     assert_close(gradient[1], [1 - 4.0, 1.0, 1.0])
 
@@ -336,13 +341,15 @@ def test_ignored_classes_are_masks(dtype):
         loss = losses.SparseCategoricalCrossentropy(ignore_class=2, reduction=reduction)
         value, gradient = loss.value_and_grad(y_true, y_pred)
         assert_close(value, want, reduction)
-        assert not gradient[[1, 3]].any() and gradient[[0, 2]].all(), reduction
+        assert not gradient[[1, 3]].any(), reduction
+        assert gradient[[0, 2]].all(), reduction
     for ignored in (-1, 255, 7):  # a number of no class is fine as the one to ignore
         labels = np.where(y_true == 2, ignored, y_true)
         value = losses.SparseCategoricalCrossentropy(ignore_class=ignored)(labels, y_pred)
         assert_close(value, sum(row) / 2, f"{ignored}")
     everything = losses.SparseCategoricalCrossentropy(ignore_class=2).value_and_grad(np.full(4, 2), y_pred)
-    assert everything[0] == 0 and not everything[1].any()
+    assert everything[0] == 0
+    assert not everything[1].any()
 
 
 # --------------------------------------------------------------------------------------------------------------

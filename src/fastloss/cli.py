@@ -27,7 +27,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the weights and the batches.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a training step.")] = 32,
 ) -> None:
-    """Train a small network on handwritten digits, and time its loss beside other libraries."""
+    """Train a small network; time its loss beside other libraries."""
     with _extra("demo"):
         from fastloss import demo as digits_demo
 
@@ -70,13 +70,18 @@ def _app() -> typer.Typer:
     return app
 
 
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
-) -> None:
-    """Losses and their gradients in one fused, compiled pass."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"fastloss {fastloss.__version__}")
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Losses and their gradients in one fused, compiled pass."""
 
 
 @contextmanager

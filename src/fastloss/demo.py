@@ -27,17 +27,19 @@ from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
 import fastloss
 from fastloss.losses.arrays import Array
 
 PIXELS, HIDDEN, CLASSES = 64, 128, 10
-LEARNING_RATE, MOMENTUM = 0.2, 0.9  # for batches of 32 or more; smaller ones take smaller steps
+LEARNING_RATE, MOMENTUM = 0.2, 0.9
 
 NOISE = 0.25
 """Standard deviation of the noise on training images whose pixels lie in [0, 1].
 
-Without it the network learns its 1347 images by heart: 97.8 % of held-out images right instead of 98.8 %.
+Without it the network learns its 1347 images by heart: over 40 seeds 98.1 % of held-out images right, at worst 96.9 %;
+with it 98.9 % and 98.0 %.
 """
 
 RECORDED = 300
@@ -52,6 +54,8 @@ TURN = 20
 In turns of one call everybody meets the caches and the branch predictor as the others left them, and all look two to
 three times as slow.
 """
+
+LOSS = fastloss.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Digits(NamedTuple):
@@ -72,8 +76,9 @@ class Batch(NamedTuple):
 
 @dataclass
 class Training:
-    """What a training leaves behind; the lists have one entry an epoch."""
+    """What a training leaves behind; the losses and accuracies are one an epoch."""
 
+    record_every: int
     train_loss: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
     held_out_loss: list[float] = field(default_factory=list)
@@ -81,6 +86,12 @@ class Training:
     batches: list[Batch] = field(default_factory=list)
     seconds: float = 0.0
     steps: int = 0
+
+    def record(self, batch: Batch) -> None:
+        """Count a step, and keep some of them for `compare`."""
+        if self.steps % self.record_every == 0:
+            self.batches.append(batch)
+        self.steps += 1
 
 
 class Network:
@@ -167,36 +178,46 @@ def train(
     """
     rng = np.random.default_rng(seed)
     network = Network(rng)
-    loss = fastloss.losses.SparseCategoricalCrossentropy(from_logits=True)
     steps = len(digits.train_labels) // batch_size
-    record_every = math.ceil(epochs * steps / RECORDED)
-    rate = LEARNING_RATE * min(1.0, batch_size / 32)
-    d_logits = np.empty((batch_size, CLASSES), np.float32)  # one buffer serves every step
-    training = Training()
-    for _ in range(epochs):
-        total = correct = 0.0
-        start = time.perf_counter()
-        order = rng.permutation(len(digits.train_labels))
-        for chosen in order[: steps * batch_size].reshape(steps, batch_size):
-            noise = rng.standard_normal((batch_size, PIXELS), dtype=np.float32)
-            images = digits.train_images[chosen] + NOISE * noise
-            labels = digits.train_labels[chosen]
-            hidden, logits = network.forward(images)
-            value, _ = loss.value_and_grad(labels, logits, out=d_logits)
-            network.descend(network.backward(images, hidden, d_logits), rate)
-            total += value
-            correct += _correct(labels, logits)
-            if training.steps % record_every == 0:
-                training.batches.append(Batch(labels, logits))
-            training.steps += 1
-        training.seconds += time.perf_counter() - start
-        training.train_loss.append(total / steps)
-        training.train_accuracy.append(correct / (steps * batch_size))
-        _, logits = network.forward(digits.held_out_images)
-        training.held_out_loss.append(float(loss(digits.held_out_labels, logits)))
-        training.held_out_accuracy.append(_correct(digits.held_out_labels, logits) / len(logits))
-        after_epoch()
+    training = Training(record_every=math.ceil(epochs * steps / RECORDED))
+    # Products of matrices so small gain nothing from several threads, and on a busy machine they wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for epoch in range(epochs):
+            # Small batches point less reliably, and ever smaller steps let the weights settle.
+            rate = LEARNING_RATE * min(1.0, batch_size / 32) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+            order = rng.permutation(len(digits.train_labels))[: steps * batch_size].reshape(steps, batch_size)
+            _learn(network, digits, order, rate, rng, training)
+            _try(network, digits, training)
+            after_epoch()
     return training
+
+
+def _learn(
+    network: Network, digits: Digits, order: Array, rate: float, rng: np.random.Generator, training: Training
+) -> None:
+    """Go through the training images once, a row of `order` a step."""
+    d_logits = np.empty((order.shape[1], CLASSES), np.float32)  # one buffer serves every step
+    total = correct = 0.0
+    start = time.perf_counter()
+    for chosen in order:
+        noise = rng.standard_normal((len(chosen), PIXELS), dtype=np.float32)
+        images, labels = digits.train_images[chosen] + NOISE * noise, digits.train_labels[chosen]
+        hidden, logits = network.forward(images)
+        value, _ = LOSS.value_and_grad(labels, logits, out=d_logits)
+        network.descend(network.backward(images, hidden, d_logits), rate)
+        total += float(value)
+        correct += _correct(labels, logits)
+        training.record(Batch(labels, logits))
+    training.seconds += time.perf_counter() - start
+    training.train_loss.append(total / len(order))
+    training.train_accuracy.append(correct / order.size)
+
+
+def _try(network: Network, digits: Digits, training: Training) -> None:
+    """See how the network does on the held-out images."""
+    _, logits = network.forward(digits.held_out_images)
+    training.held_out_loss.append(float(LOSS(digits.held_out_labels, logits)))
+    training.held_out_accuracy.append(_correct(digits.held_out_labels, logits) / len(logits))
 
 
 def _correct(labels: Array, logits: Array) -> int:
@@ -216,14 +237,17 @@ class Contender(NamedTuple):
     """From those to value and gradient, computed to the end."""
 
 
+def _as_they_are(batch: Batch) -> tuple[Array, Array]:
+    return batch
+
+
 def _with_fastloss(shape: tuple[int, int]) -> Contender:
-    loss = fastloss.losses.SparseCategoricalCrossentropy(from_logits=True)
     gradient = np.empty(shape, np.float32)
 
     def run(labels: Array, logits: Array) -> tuple[Any, Array]:
-        return loss.value_and_grad(labels, logits, out=gradient)
+        return LOSS.value_and_grad(labels, logits, out=gradient)
 
-    return Contender(f"fastloss {fastloss.__version__}", tuple, run)
+    return Contender(f"fastloss {fastloss.__version__}", _as_they_are, run)
 
 
 def _with_numpy(shape: tuple[int, int]) -> Contender:
@@ -232,18 +256,18 @@ def _with_numpy(shape: tuple[int, int]) -> Contender:
     gradient = np.empty(shape, np.float32)
 
     def run(labels: Array, logits: Array) -> tuple[Any, Array]:
-        # One exponential an element and no temporary of the batch's size: as good as NumPy's operations allow.
+        # One exponential an element and no temporary of the batch's size; `sum` is far quicker than `mean`.
         np.subtract(logits, logits.max(axis=1, keepdims=True), out=gradient)
-        value = -gradient[rows, labels].mean()
+        at_labels = gradient[rows, labels].sum()
         np.exp(gradient, out=gradient)
         sums = gradient.sum(axis=1, keepdims=True)
-        value += np.log(sums).mean()
+        value = (np.log(sums).sum() - at_labels) / samples
         sums *= samples
         np.divide(gradient, sums, out=gradient)
         gradient[rows, labels] -= 1 / samples
         return value, gradient
 
-    return Contender(f"NumPy {np.__version__}", tuple, run)
+    return Contender(f"NumPy {np.__version__}", _as_they_are, run)
 
 
 def _with_torch(shape: tuple[int, int]) -> Contender:
@@ -313,7 +337,8 @@ def contenders(shape: tuple[int, int]) -> tuple[list[Contender], list[str]]:
         try:
             present.append(make(shape))
         except Exception as error:  # a library that is missing or broken in its own way should not end the demo
-            absent.append(f"{name} ({type(error).__name__}: {error})")
+            missing = isinstance(error, ModuleNotFoundError)
+            absent.append(f"{name} ({'not installed' if missing else f'{type(error).__name__}: {error}'})")
     return present, absent
 
 
@@ -427,7 +452,7 @@ def plot(training: Training, path: Path) -> None:
     left.set(title="Loss", ylabel="cross-entropy", yscale="log")
     _draw(right, training.train_accuracy, training.held_out_accuracy)
     right.set(title="Accuracy", ylabel="images classified correctly")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.savefig(path)
 
 
@@ -437,7 +462,7 @@ def _draw(axes: Axes, train: list[float], held_out: list[float]) -> None:
     axes.plot(epochs, train, color="#4477aa", marker=marker, label="training (noise added)")
     axes.plot(epochs, held_out, color="#cc6677", marker=marker, label="held out")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -490,8 +515,8 @@ def run(digits: Digits, directory: Path, epochs: int, seed: int, batch_size: int
         training = train(digits, epochs, seed, batch_size, lambda: progress.advance(task))
     accuracy, images = training.held_out_accuracy[-1], len(digits.held_out_labels)
     console.print(
-        f"Held-out accuracy: {accuracy:.2%} ({round(accuracy * images)} of {images} images), after {epochs} epochs "
-        f"in {training.seconds:.1f} s.",
+        f"Held-out accuracy: {accuracy:.2%} ({round(accuracy * images)} of {images} images) after {epochs} "
+        f"epoch{'s' if epochs > 1 else ''}, {training.seconds:.1f} s.",
         style="bold",
     )
     with _status(console, live, f"Timing the loss beside NumPy, {', '.join(PEERS)}"):
@@ -510,10 +535,10 @@ def run(digits: Digits, directory: Path, epochs: int, seed: int, batch_size: int
 
 def _compile(digits: Digits, batch_size: int) -> None:
     """Have the kernels compiled that a training uses, so that its first step is like the others."""
-    loss = fastloss.losses.SparseCategoricalCrossentropy(from_logits=True)
+    labels = digits.train_labels[:batch_size]
     logits = np.zeros((batch_size, CLASSES), np.float32)
-    loss.value_and_grad(digits.train_labels[:batch_size], logits)
-    loss(digits.train_labels[:batch_size], logits)
+    LOSS.value_and_grad(labels, logits, out=np.empty_like(logits))
+    LOSS(labels, logits)
 
 
 def _status(console: Console, live: bool, text: str) -> AbstractContextManager[Any]:

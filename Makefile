@@ -1,0 +1,40 @@
+# make demo    trains a small network on handwritten digits, and times its loss beside other libraries
+# make test    style, types and tests: what continuous integration runs
+# make bench   measures the figures of README.md and writes them there; run nothing beside it
+#
+# Each makes .venv where there is none and installs what it needs there; a stamp in .venv remembers that until
+# pyproject.toml changes. Another interpreter: make PYTHON=python3.13. Options: make demo ARGS="--epochs 10".
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/fastloss demo $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/report.py --write-readme $(ARGS)
+
+# Everything that can be made again, but for .venv, which takes minutes.
+clean:
+	rm -rf build dist demo-output .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One rule for every extra of pyproject.toml.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+# pip, not python: without Debian's python3-venv an environment is left behind that has a python and no pip.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
