@@ -80,7 +80,8 @@ def small(rounds: int) -> dict[str, Any]:
     contestants = {"bare": lambda: bare(*arrays)}
     for label, row, options in harness.cases():
         y, p = harness.data(row, (32, 10), "float32", options.get("from_logits", False))
-        contestants[label] = lambda call=row.cls(**options).value_and_grad, y=y, p=p: call(y, p)
+        loss = row.cls(**options)
+        contestants[label] = lambda loss=loss, y=y, p=p: loss.value_and_grad(y, p)
     return {name: seconds * 1e6 for name, seconds in harness.interleave(contestants, rounds, 0.005).items()}
 
 
@@ -114,15 +115,15 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["large"]["rows"]:
         lines.append(
-            f"| {row['loss']} | {row['ns']:.2f} | {' + '.join(row['bound'])}: {row['bound_ns']:.2f} | {row['ratio']:.2f} | "
-            f"{result['small'][row['loss']]:.1f} µs |"
+            f"| {row['loss']} | {row['ns']:.2f} | {' + '.join(row['bound'])}: {row['bound_ns']:.2f} | "
+            f"{row['ratio']:.2f} | {result['small'][row['loss']]:.1f} µs |"
         )
     process = result["processes"]
     lines += [
         "",
         f"A bare `njit` call on four such arrays takes {result['small']['bare']:.2f} µs. `import fastloss` takes "
-        f"{process['import fastloss'] / process['import numpy']:.2f} times as long as `import numpy` (a process each), and "
-        f"a process that computes its first gradient from a warm cache "
+        f"{process['import fastloss'] / process['import numpy']:.2f} times as long as `import numpy` (a process each), "
+        f"and a process that computes its first gradient from a warm cache "
         f"{process['first result'] / process['import numba']:.2f} times as long as one that only imports Numba.",
     ]
     return "\n".join(lines)
@@ -164,7 +165,9 @@ def main() -> None:
             ["| identifier | class | loss of a sample |", "|---|---|---|"]
             + [f"| `{name}` | `{row.cls.__name__}` | {row.formula} |" for name, row in LOSSES.items()]
         )
-        new = re.sub(r"(<!-- losses -->\n).*?(<!-- /losses -->)", lambda m: m[1] + formulas + "\n" + m[2], new, flags=re.S)
+        new = re.sub(
+            r"(<!-- losses -->\n).*?(<!-- /losses -->)", lambda m: m[1] + formulas + "\n" + m[2], new, flags=re.S
+        )
         readme.write_text(new)
 
 

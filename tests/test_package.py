@@ -14,7 +14,6 @@ import fastloss
 from fastloss.registry import LOSSES
 
 
-
 def test_import_is_lazy():
     script = """
 import sys

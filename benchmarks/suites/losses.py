@@ -107,7 +107,9 @@ class Compilation:
         self.folder.cleanup()
 
     def run(self, folder):
-        subprocess.run([sys.executable, "-c", self.script], check=True, env={**os.environ, "FASTLOSS_CACHE_DIR": folder})
+        subprocess.run(
+            [sys.executable, "-c", self.script], check=True, env={**os.environ, "FASTLOSS_CACHE_DIR": folder}
+        )
 
     def time_cold(self, name):
         self.run("")

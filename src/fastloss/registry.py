@@ -90,7 +90,15 @@ LOSSES: dict[str, Row] = {
             ({},),
             "mean(abs(p - y))",
         ),
-        Row("huber", losses.Huber, losses.huber, "dense", "real", ({}, {"delta": 0.5}), "mean(s·(e - s/2)), s = clip(e, -δ, δ)"),
+        Row(
+            "huber",
+            losses.Huber,
+            losses.huber,
+            "dense",
+            "real",
+            ({}, {"delta": 0.5}),
+            "mean(s·(e - s/2)), s = clip(e, -δ, δ)",
+        ),
         Row("log_cosh", losses.LogCosh, losses.log_cosh, "dense", "real", ({},), "mean(log cosh(p - y))"),
         Row(
             "binary_crossentropy",

@@ -79,4 +79,6 @@ def warmup(
 def _all() -> list[KernelLoss]:
     from fastloss.registry import LOSSES
 
-    return [row.cls(**options) for row in LOSSES.values() for options in row.variants if "label_smoothing" not in options]
+    return [
+        row.cls(**options) for row in LOSSES.values() for options in row.variants if "label_smoothing" not in options
+    ]

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from fastloss import kernels
-from fastloss.engine import cache, compile as compiling
+from fastloss.engine import cache
+from fastloss.engine import compile as compiling
 from fastloss.engine.variant import Variant
 
 SCRIPT = """
@@ -51,7 +52,13 @@ def test_truncated_and_corrupt_files_are_compiled_anew_and_replaced(tmp_path):
     run(tmp_path)
     (file,) = tmp_path.glob("*.kernel")
     whole = file.read_bytes()
-    for broken in (b"", whole[:10], whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], whole + b"x"):
+    for broken in (
+        b"",
+        whole[:10],
+        whole[: len(whole) // 2],
+        whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
+        whole + b"x",
+    ):
         file.write_bytes(broken)
         assert run(tmp_path) == 1
         assert run(tmp_path) == 0
@@ -72,7 +79,9 @@ def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path):
 def test_processes_that_start_together_share_the_folder(tmp_path):
     environment = {**os.environ, "FASTLOSS_CACHE_DIR": str(tmp_path)}
     several = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
         for _ in range(3)
     ]
     for process in several:
@@ -134,7 +143,9 @@ print(layer._is_initialized)
 """
     environment = {**os.environ, "FASTLOSS_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
+        )
         assert (done.returncode, done.stdout.split()) == (0, ["True"]), done.stderr[-2000:]
     assert len(list(tmp_path.glob("*.kernel"))) == 2
 

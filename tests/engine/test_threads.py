@@ -39,7 +39,9 @@ def run(layer: str, body: str) -> str:
     """Run `body` in a process of its own with this layer and four threads; skips where the layer does not load."""
     environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
     # The wheel of TBB puts its library where the loader does not look by itself.
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(Path(sys.prefix) / "lib"), os.environ.get("LD_LIBRARY_PATH", "")])
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+        [str(Path(sys.prefix) / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    )
     script = PRELUDE + textwrap.dedent(body)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
     if "No threading layer could be loaded" in done.stderr:
@@ -184,7 +186,7 @@ def test_kernels_release_the_gil():
         """
         big_y, big_p = np.zeros((4000, 1000), "float32"), np.ones((4000, 1000), "float32")
         loss.value_and_grad(big_y, big_p, n_threads=1)
-        sys.setswitchinterval(100.0)  # no thread is made to give up the interpreter: only the kernel's own release counts
+        sys.setswitchinterval(100.0)  # no thread is made to give up the interpreter
         ticks = [0]
         def tick():
             ticks[0] += 1

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from fastloss.engine import jit
 
@@ -24,7 +23,7 @@ _HALF = ir.HalfType()
 _FLOAT = ir.FloatType()
 
 
-@intrinsic
+@jit.intrinsic
 def extend(typing_context: Any, bits: Any) -> Any:
     """float16 bits to float32 (one ``vcvtph2ps`` for eight)."""
 
@@ -34,7 +33,7 @@ def extend(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
-@intrinsic
+@jit.intrinsic
 def truncate(typing_context: Any, value: Any) -> Any:
     """float32 to float16 bits, rounding to nearest, ties to even."""
 
@@ -45,13 +44,13 @@ def truncate(typing_context: Any, value: Any) -> Any:
 
 
 @jit.scalar
-def extend_brain(bits):  # type: ignore[no-untyped-def]
+def extend_brain(bits):
     """bfloat16 bits to float32: the upper half of its bits."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
 @jit.scalar
-def truncate_brain(value):  # type: ignore[no-untyped-def]
+def truncate_brain(value):
     """float32 to bfloat16 bits, rounding to nearest, ties to even; a NaN stays a (quiet) NaN."""
     bits = np.float32(value).view(np.uint32)
     upper = np.uint32(bits >> np.uint32(16))
@@ -60,20 +59,23 @@ def truncate_brain(value):  # type: ignore[no-untyped-def]
 
 
 @cache
-def load(dtype: type[np.generic], code: str) -> Callable[[Any, int], Any]:
+def load(dtype: np.dtype[Any], code: str) -> Callable[[Any, int], Any]:
     """``load(array, i)``, converting to `dtype`."""
+    convert = dtype.type
     if code == "f2":
-        def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(extend(array[np.uintp(i)]))
+
+        def read(array, i):
+            return convert(extend(array[np.uintp(i)]))
 
     elif code == "bf2":
-        def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(extend_brain(array[np.uintp(i)]))
+
+        def read(array, i):
+            return convert(extend_brain(array[np.uintp(i)]))
 
     else:
 
-        def read(array, i):  # type: ignore[no-untyped-def]
-            return dtype(array[np.uintp(i)])
+        def read(array, i):
+            return convert(array[np.uintp(i)])
 
     return jit.scalar(read)
 
@@ -82,16 +84,18 @@ def load(dtype: type[np.generic], code: str) -> Callable[[Any, int], Any]:
 def store(code: str) -> Callable[[Any, int, Any], None]:
     """``store(array, i, value)``, rounding to nearest, ties to even."""
     if code == "f2":
-        def write(array, i, value):  # type: ignore[no-untyped-def]
+
+        def write(array, i, value):
             array[np.uintp(i)] = truncate(np.float32(value))
 
     elif code == "bf2":
-        def write(array, i, value):  # type: ignore[no-untyped-def]
+
+        def write(array, i, value):
             array[np.uintp(i)] = truncate_brain(np.float32(value))
 
     else:
 
-        def write(array, i, value):  # type: ignore[no-untyped-def]
+        def write(array, i, value):
             array[np.uintp(i)] = value
 
     return jit.scalar(write)

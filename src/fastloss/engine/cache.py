@@ -54,7 +54,7 @@ def environment() -> str:
     for source in sorted([*package.glob("engine/*.py"), *package.glob("kernels/*.py")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     versions = (sys.version, np.__version__, numba.__version__, llvmlite.__version__)
-    settings = (config.OPT.value if hasattr(config.OPT, "value") else config.OPT, config.BOUNDSCHECK)
+    settings = [str(getattr(config, name, None)) for name in ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE")]
     processor = cpu_target.target_context.codegen().magic_tuple()
     digest.update(repr((versions, settings, processor)).encode())
     return digest.hexdigest()
@@ -80,7 +80,7 @@ def load(name: str, key: str) -> Any | None:
 
         context = cpu_target.target_context
         context.refresh()
-        return CompileResult._rebuild(context, *pickle.loads(payload))
+        return CompileResult._rebuild(context, *pickle.loads(payload))  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         return None
     except Exception:  # Numba's internals or the file are not what they were: compile instead.

@@ -36,7 +36,9 @@ class Compiled:
 
 def key(variant: Variant) -> str:
     """The variant as text: everything about it but the kernel's source, which is part of the cache's environment."""
-    return repr([(f.name, v.name if f.name == "kernel" else v) for f in fields(variant) for v in [getattr(variant, f.name)]])
+    return repr(
+        [(f.name, v.name if f.name == "kernel" else v) for f in fields(variant) for v in [getattr(variant, f.name)]]
+    )
 
 
 @cache

@@ -38,6 +38,7 @@ from fastloss.engine.toolbox import toolbox
 from fastloss.engine.variant import CELLS, CHUNK, Variant
 from fastloss.kernels.definition import Kernel
 
+
 def build(variant: Variant) -> Callable[..., Any]:
     """The Python source of `variant`'s driver, closed over its compiled parts; not yet compiled itself.
 
@@ -55,7 +56,7 @@ def build(variant: Variant) -> Callable[..., Any]:
     GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
     INDEX, IN_PLACE = variant.index, variant.in_place
 
-    def drive(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale, grad_scale):  # type: ignore[no-untyped-def]
+    def drive(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale, grad_scale):
         p_flat = p.ravel()
         n = p_flat.size
         if INDEX:
@@ -109,9 +110,7 @@ def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., A
     SCRATCH = variant.kernel.shape == "rowwise" and variant.outputs >= 1 and variant.g != variant.dtype
 
     @jit.inner_loop
-    def unit(  # type: ignore[no-untyped-def]
-        first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale
-    ):
+    def unit(first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale):
         total = 0.0
         kept = g
         if SCRATCH:
@@ -144,7 +143,7 @@ def _clear(variant: Variant) -> Callable[..., Any]:
     GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
 
     @jit.inner_loop
-    def clear(g, h, start, stop):  # type: ignore[no-untyped-def]
+    def clear(g, h, start, stop):
         if GRADIENT:
             for i in range(start, stop):
                 g[i] = 0
@@ -163,7 +162,7 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
 
     @jit.inner_loop
-    def chunk(y, p, g, h, start, stop, scale, params):  # type: ignore[no-untyped-def]
+    def chunk(y, p, g, h, start, stop, scale, params):
         total = zero
         for i in range(start, stop):
             loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
@@ -178,7 +177,7 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         return total
 
     @jit.inner_loop
-    def row(y, p, g, h, kept, r, start, stop, scale, params):  # type: ignore[no-untyped-def]
+    def row(y, p, g, h, kept, r, start, stop, scale, params):
         total = 0.0
         for i in range(start, stop, CHUNK):
             total += chunk(y, p, g, h, i, min(i + CHUNK, stop), scale, params)
@@ -191,16 +190,16 @@ def _with_params(kernel: Kernel, xp: Any) -> Callable[..., Any]:
     """``terms(y, p, params)`` whatever the number of parameters; reading them from an array hoists out of the loop."""
     terms = xp.jit(kernel.factory(xp))
 
-    def none(y, p, params):  # type: ignore[no-untyped-def]
+    def none(y, p, params):
         return terms(y, p)
 
-    def one(y, p, params):  # type: ignore[no-untyped-def]
+    def one(y, p, params):
         return terms(y, p, params[0])
 
-    def two(y, p, params):  # type: ignore[no-untyped-def]
+    def two(y, p, params):
         return terms(y, p, params[0], params[1])
 
-    def three(y, p, params):  # type: ignore[no-untyped-def]
+    def three(y, p, params):
         return terms(y, p, params[0], params[1], params[2])
 
     return xp.jit((none, one, two, three)[len(kernel.params)])  # type: ignore[no-any-return]
@@ -222,7 +221,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     clear = _clear(variant)
 
     @jit.inner_loop
-    def tile(y, p, g, h, start, stop, scales, losses, params):  # type: ignore[no-untyped-def]
+    def tile(y, p, g, h, start, stop, scales, losses, params):
         for i in range(start, stop):
             loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
             put(losses, i - start, loss)
@@ -235,9 +234,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
                 store(h, i, curvature * get(scales, i - start))
 
     @jit.inner_loop
-    def unit(  # type: ignore[no-untyped-def]
-        first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale
-    ):
+    def unit(first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale):
         total = 0.0
         step = max(1, CELLS // columns)
         scales = np.empty(step * columns, compute)
@@ -290,7 +287,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     index = _index(variant)
 
     @jit.inner_loop
-    def reduce(p, start, stop):  # type: ignore[no-untyped-def]
+    def reduce(p, start, stop):
         if MAXIMUM:
             m = load_p(p, start)
             for i in range(start, stop):
@@ -305,14 +302,14 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         return compute(total)
 
     @jit.scalar
-    def target(y, i, params):  # type: ignore[no-untyped-def]
+    def target(y, i, params):
         """The (smoothed) target of element i; for class indices, that of the wrong classes."""
         if INDEX:
             return params[0] if SMOOTH else zero
         return load_y(y, i) * (one - params[1]) + params[0] if SMOOTH else load_y(y, i)
 
     @jit.inner_loop
-    def spread(y, g, kept, start, stop, u, v, scale, params):  # type: ignore[no-untyped-def]
+    def spread(y, g, kept, start, stop, u, v, scale, params):
         for i in range(start, stop):
             keep = zero
             if not LABEL_ONLY:
@@ -323,7 +320,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
             store(g, i, slope(target(y, i, params), keep, u, v) * scale)
 
     @jit.inner_loop
-    def row(y, p, g, h, kept, r, start, stop, scale, params):  # type: ignore[no-untyped-def]
+    def row(y, p, g, h, kept, r, start, stop, scale, params):
         m = reduce(p, start, stop)
         label = start
         right = one
@@ -376,22 +373,22 @@ def _index(variant: Variant) -> Callable[..., Any]:
     """``index(label, classes)``: the class as an index, or -1 for a label that is none."""
     kind = np.dtype(storage.element_type(variant.y)).kind
     HALF = variant.y in storage.HALVES.values()
-    load = access.load(np.float32, variant.y)
+    load = access.load(np.dtype(np.float32), variant.y)
 
-    def signed(label, classes):  # type: ignore[no-untyped-def]
+    def signed(label, classes):
         return np.int64(label) if (label >= 0) & (label < classes) else np.int64(-1)
 
-    def unsigned(label, classes):  # type: ignore[no-untyped-def]
+    def unsigned(label, classes):
         return np.int64(label) if np.uint64(label) < np.uint64(classes) else np.int64(-1)
 
-    def floating(label, classes):  # type: ignore[no-untyped-def]
+    def floating(label, classes):
         integral = (label >= 0) & (label < classes) & (np.floor(label) == label)
         return np.int64(label) if integral else np.int64(-1)
 
     if HALF:
         real = jit.scalar(floating)
 
-        def half(label, classes):  # type: ignore[no-untyped-def]
+        def half(label, classes):
             return real(load((label,), 0), classes)
 
         return jit.scalar(half)
@@ -406,7 +403,7 @@ def _first_bad(variant: Variant) -> Callable[..., Any]:
     index = _index(variant)
 
     @jit.inner_loop
-    def first_bad(labels, mask, classes):  # type: ignore[no-untyped-def]
+    def first_bad(labels, mask, classes):
         for r in range(labels.size):
             if MASKED:
                 if mask[r] == 0:

@@ -24,7 +24,10 @@ from typing import Any, TypeVar
 
 import numba
 from llvmlite import ir
-from numba.extending import intrinsic
+from numba import extending
+
+# Numba's annotations do not know that it takes the typing context away from an intrinsic's arguments.
+intrinsic: Any = extending.intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 

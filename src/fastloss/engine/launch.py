@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +25,13 @@ class Launch:
         Without ``short`` and ``parallel``, which are chosen here.
     rows, columns : int
         The shape of the data.
-    params : sequence of float
+    params : iterable of float
         The kernel's parameters.
     """
 
     __slots__ = ("_parallel", "_serial", "columns", "params", "rows_per_unit", "units", "variant", "work")
 
-    def __init__(self, variant: Variant, rows: int, columns: int, params: Sequence[float]) -> None:
+    def __init__(self, variant: Variant, rows: int, columns: int, params: Iterable[float]) -> None:
         pointwise = variant.kernel.shape == "pointwise"
         elements = rows * columns
         if pointwise and not (variant.weighted or variant.masked or variant.values):
@@ -110,4 +110,3 @@ class Launch:
             value_scale,
             grad_scale,
         )
-

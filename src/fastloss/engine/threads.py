@@ -12,6 +12,7 @@ Numba's threading layers have three dangers, and one rule each answers them:
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
@@ -41,16 +42,16 @@ if hasattr(os, "register_at_fork"):
 
 def available() -> int:
     """How many threads Numba may use in this process (``NUMBA_NUM_THREADS``, by default the cores it may run on)."""
-    from numba.core import config
+    import numba
 
-    return int(config.NUMBA_NUM_THREADS)
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def check(n_threads: Any) -> int:
     """`n_threads` as a positive int, at most what is available."""
     if isinstance(n_threads, bool) or not hasattr(n_threads, "__index__"):
         raise TypeError(f"`n_threads` must be a positive integer or None, got {n_threads!r}")
-    n = n_threads.__index__()
+    n = operator.index(n_threads)
     if n < 1:
         raise ValueError(f"`n_threads` must be at least 1, got {n}")
     return min(n, available())
@@ -99,7 +100,9 @@ def choose(work: float, units: int, n_threads: int | None) -> int:
     return min(wish, units)
 
 
-def run(parallel: Callable[[], Callable[..., T]], serial: Callable[[], Callable[..., T]], threads: int, *args: Any) -> T:
+def run(
+    parallel: Callable[[], Callable[..., T]], serial: Callable[[], Callable[..., T]], threads: int, *args: Any
+) -> T:
     """Call the parallel function on `threads` threads, or the serial one if a parallel region is running already."""
     if threads > 1 and _region.acquire(blocking=False):
         try:

@@ -57,7 +57,7 @@ class Toolbox(ModuleType):
 
     def load(self, code: str) -> Callable[[Any, int], Any]:
         """``load(array, i)`` reads an element stored as `code` in the toolbox's dtype."""
-        return access.load(self.type, code)
+        return access.load(self.dtype, code)
 
     def store(self, code: str) -> Callable[[Any, int, Any], None]:
         """``store(array, i, value)`` writes an element stored as `code`."""
@@ -67,16 +67,16 @@ class Toolbox(ModuleType):
 def _comparisons(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
     """Selections that keep a NaN whichever operand holds it, which the processor's own min and max do not."""
 
-    def where(condition, a, b):  # type: ignore[no-untyped-def]
+    def where(condition, a, b):
         return a if condition else b
 
-    def maximum(a, b):  # type: ignore[no-untyped-def]
+    def maximum(a, b):
         return a if (a > b) | (a != a) else b
 
-    def minimum(a, b):  # type: ignore[no-untyped-def]
+    def minimum(a, b):
         return a if (a < b) | (a != a) else b
 
-    def clip(x, low, high):  # type: ignore[no-untyped-def]
+    def clip(x, low, high):
         x = low if x < low else x
         return high if x > high else x
 

@@ -16,7 +16,7 @@ def binary_crossentropy_logits(xp: Any) -> Any:
     """
     zero, half, one = xp.consts(0.0, 0.5, 1.0)
 
-    def terms(y, z, smoothing):  # type: ignore[no-untyped-def]
+    def terms(y, z, smoothing):
         t = y * (one - smoothing) + half * smoothing
         a = abs(z)
         e = xp.exp_nonpositive(-a)
@@ -38,7 +38,7 @@ def binary_crossentropy(xp: Any) -> Any:
     low = xp.epsilon
     high = one - low
 
-    def terms(y, p, smoothing):  # type: ignore[no-untyped-def]
+    def terms(y, p, smoothing):
         t = y * (one - smoothing) + half * smoothing
         c = xp.clip(p, low, high)
         d = one - c
@@ -56,15 +56,15 @@ def categorical_crossentropy_logits(xp: Any) -> Any:
     """Σt·(log Σeᶻ - z), gradient softmax(z)·Σt - t; a class with target 0 contributes 0 even at logit -∞."""
     zero = xp.const(0.0)
 
-    def gather(t, z, m):  # type: ignore[no-untyped-def]
+    def gather(t, z, m):
         d = z - m
         e = xp.exp_nonpositive(d)
         return e, e, xp.where(t == zero, zero, t * d), t
 
-    def finish(m, total, dot, mass):  # type: ignore[no-untyped-def]
+    def finish(m, total, dot, mass):
         return mass * xp.log(total) - dot, mass / total, zero
 
-    def slope(t, e, u, v):  # type: ignore[no-untyped-def]
+    def slope(t, e, u, v):
         return e * u - t
 
     return RowFunctions("max", gather, finish, slope)
@@ -80,18 +80,18 @@ def categorical_crossentropy(xp: Any) -> Any:
     low = xp.epsilon
     high = one - low
 
-    def gather(t, p, total):  # type: ignore[no-untyped-def]
+    def gather(t, p, total):
         q = p / total
         c = xp.clip(q, low, high)
         d = xp.where(t == zero, zero, xp.where(c == q, t / c, xp.where(q != q, q, zero)))
         return d, xp.where(t == zero, zero, t * xp.log(c)), xp.where(t == zero, zero, d * q), zero
 
-    def finish(total, log_likelihood, dot, unused):  # type: ignore[no-untyped-def]
+    def finish(total, log_likelihood, dot, unused):
         inverse = one / total
         # 0 · inverse is NaN for a row that sums to 0 or holds a NaN, whatever its targets.
         return zero * inverse - log_likelihood, dot, inverse
 
-    def slope(t, d, u, v):  # type: ignore[no-untyped-def]
+    def slope(t, d, u, v):
         return (u - d) * v
 
     return RowFunctions("sum", gather, finish, slope, targets_only=True)

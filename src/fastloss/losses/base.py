@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -86,7 +85,9 @@ class Loss:
     8.5
     """
 
-    def __init__(self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None) -> None:
+    def __init__(
+        self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
+    ) -> None:
         self._options: dict[str, Any] = {}
         self.name = name or snake_case(type(self).__name__)
         self._reduction = reductions.check_reduction(reduction)
@@ -205,7 +206,9 @@ class KernelLoss(Loss):
         """Whether `value_grad_hess` is defined."""
         return self._kernel().shape == "pointwise"
 
-    def __init__(self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None) -> None:
+    def __init__(
+        self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
+    ) -> None:
         super().__init__(name, reduction, dtype)
         self._plans: dict[Any, Plan] = {}
 
@@ -224,7 +227,7 @@ class KernelLoss(Loss):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # compiled code neither pickles nor deep-copies
 
-    def __call__(
+    def __call__(  # noqa: D102  (as in the base class)
         self,
         y_true: Any,
         y_pred: Any,
@@ -236,7 +239,7 @@ class KernelLoss(Loss):
     ) -> Any:
         return self._evaluate(VALUE, y_true, y_pred, sample_weight, mask, class_weight, None, None, n_threads)[0]
 
-    def value_and_grad(  # type: ignore[override]
+    def value_and_grad(
         self,
         y_true: Any,
         y_pred: Any,
@@ -268,9 +271,9 @@ class KernelLoss(Loss):
         gradient : numpy.ndarray
             Of `y_pred`'s shape, and of its dtype where that is floating, else of the value's. `out` if that was given.
         """
-        return self._evaluate(GRADIENT, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)[:2]  # type: ignore[return-value]
+        return self._evaluate(GRADIENT, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)[:2]
 
-    def value_grad_hess(  # type: ignore[override]
+    def value_grad_hess(
         self,
         y_true: Any,
         y_pred: Any,
@@ -363,9 +366,7 @@ class KernelLoss(Loss):
             g = out.reshape(p.shape) if out is not None and usable else np.empty(p.shape, plan.gradient)
         if outputs == HESSIAN:
             h = np.empty(p.shape, plan.gradient)
-        value = plan.execute(
-            y, p, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place
-        )
+        value = plan.execute(y, p, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place)
         if reduction.spread is not None:
             value = value.reshape(layout.shape) * reduction.spread
         if reduction.empty:
@@ -455,11 +456,19 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-@lru_cache(maxsize=256)
-def _unreduced(loss: type[KernelLoss], options: tuple[tuple[str, Any], ...]) -> KernelLoss:
-    return loss(reduction="none", **dict(options))
+_handles: dict[Any, KernelLoss] = {}
 
 
 def per_sample(loss: type[KernelLoss], **options: Any) -> Callable[[Any, Any], Any]:
     """A function handle's loss: unreduced, and remembered together with its plans."""
-    return _unreduced(loss, tuple(options.items()))
+    # The types too, since True equals 1 but is no number an option takes.
+    key = (loss, *options.values(), *map(type, options.values()))
+    try:
+        found = _handles.get(key)
+    except TypeError:  # a list of axes
+        return loss(reduction="none", **options)
+    if found is None:
+        if len(_handles) >= _PLANS:
+            _handles.clear()
+        found = _handles[key] = loss(reduction="none", **options)
+    return found

@@ -18,8 +18,9 @@ class BinaryCrossentropy(KernelLoss):
     ``-t * log(p) - (1 - t) * log(1 - p)``. Probabilities are clipped to [ε, 1 - ε] first, ε = 1e-7 in the compute
     dtype; of a logit z, ``p = sigmoid(z)`` and the loss is computed in its stable form, ``log(1 + exp(z)) - t * z``.
 
-    The gradient of an element is ``sigmoid(z) - t`` for logits and ``(p - t) / (p * (1 - p))`` for probabilities: 0
-    beyond the clip (a probability of exactly 0 or 1 is a dead gradient, as in Keras: prefer logits), full on its border.
+    The gradient of an element is ``sigmoid(z) - t`` for logits and ``(p - t) / (p * (1 - p))`` for probabilities: full
+    on the border of the clip, 0 beyond it. So a probability of exactly 0 or 1 has a dead gradient, as in Keras; prefer
+    logits.
 
     Parameters
     ----------
@@ -332,6 +333,6 @@ def sparse_categorical_crossentropy(
     >>> fastloss.losses.sparse_categorical_crossentropy([1], [[0.5, 0.5]]).round(6).tolist()
     [0.693147...]
     """
-    return per_sample(
-        SparseCategoricalCrossentropy, from_logits=from_logits, ignore_class=ignore_class, axis=axis
-    )(y_true, y_pred)
+    return per_sample(SparseCategoricalCrossentropy, from_logits=from_logits, ignore_class=ignore_class, axis=axis)(
+        y_true, y_pred
+    )

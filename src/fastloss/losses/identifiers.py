@@ -27,7 +27,7 @@ _functions: dict[str, Callable[..., Any]] = {}
 def register(*objects: type[Loss] | Callable[..., Any]) -> None:
     """Make classes and function handles known by their names."""
     for item in objects:
-        if inspect.isclass(item):
+        if isinstance(item, type):
             _classes[item.__name__] = item
         else:
             _functions[item.__name__] = item
@@ -140,7 +140,9 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     if not inspect.isclass(found):
         raise ValueError(f"Could not interpret loss identifier: {name!r} is a function, and takes no config")
     if not isinstance(arguments, dict):
-        raise ValueError(f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}")
+        raise ValueError(
+            f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
+        )
     return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
 
 

@@ -58,7 +58,8 @@ class Layout:
 
     def labels(self) -> Array:
         """The class of each sample, for class weights."""
-        return (self.y if self.index else class_labels(self.y)).reshape(self.shape)
+        labels: Array = np.reshape(self.y if self.index else class_labels(self.y), self.shape)
+        return labels
 
 
 def class_labels(y: Array) -> Array:

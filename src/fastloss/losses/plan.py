@@ -51,9 +51,7 @@ class Plan:
         "_codes",
         "_compute",
         "_grad_scale",
-        "gradient",
         "_in_place",
-        "launch",
         "_mean",
         "_outputs",
         "_p_shape",
@@ -63,6 +61,8 @@ class Plan:
         "_value_scale",
         "_values_shape",
         "_y_shape",
+        "gradient",
+        "launch",
     )
 
     def __init__(
@@ -102,7 +102,7 @@ class Plan:
         self._compute, self._result, self._type, self.gradient = compute, result, result.type, dtypes[2]
         self._samples_shape = layout.shape
         self._values_shape = reduction.shape if reduction.spread is None else layout.shape
-        self._y_shape, self._p_shape = layout.y.shape, layout.p.shape
+        self._y_shape, self._p_shape = layout.y.shape, (samples, elements)
         self._codes = codes if any(storage.is_viewed(c) for c in codes) else None
 
     def serves(self, layout: Layout, y: Array, p: Array, weight: Array | None, reduction: Reduction) -> bool:
@@ -183,6 +183,7 @@ class Plan:
             p = p.reshape(self._p_shape)
             g = None if g is None else g.reshape(self._p_shape)
             h = None if h is None else h.reshape(self._p_shape)
+        labels = y
         if self._codes is not None:
             y_code, p_code, g_code = self._codes
             y, p = storage.view(y, y_code), storage.view(p, p_code)
@@ -193,7 +194,7 @@ class Plan:
             y, p, weights, grad_weights, mask, g, h, values, self._value_scale, self._grad_scale, n_threads
         )
         if bad >= 0:
-            raise self._bad_label(y, bad)
+            raise self._bad_label(labels, bad)
         if values is None:
             return self._type(total)
         return values.astype(self._result, copy=False).reshape(self._values_shape)[()]
@@ -201,7 +202,8 @@ class Plan:
     def _launch_in_place(self) -> Launch:
         if self._in_place is None:
             launch = self.launch
-            self._in_place = Launch(replace(launch.variant, in_place=True), *self._p_shape, launch.params)
+            rows, columns = self._p_shape
+            self._in_place = Launch(replace(launch.variant, in_place=True), rows, columns, launch.params.tolist())
         return self._in_place
 
     def _nothing(self) -> Any:
@@ -210,9 +212,8 @@ class Plan:
         return value if self._values_shape is None else np.full(self._values_shape, value)
 
     def _bad_label(self, labels: Array, first: int) -> ValueError:
-        label = labels.view(np.bool_)[first] if labels.dtype == np.bool_ else labels[first]
         place = ", ".join(str(int(i)) for i in np.unravel_index(first, self._samples_shape))
         return ValueError(
             f"`y_true` must hold class indices, integers from 0 to {self._p_shape[1] - 1}, "
-            f"but y_true[{place}] is {label}"
+            f"but y_true[{place}] is {labels[first]}"
         )

@@ -7,7 +7,7 @@ the factors of value and gradient, before any loss is computed; so a gradient is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "
 
 def check_reduction(reduction: Any) -> str | None:
     """`reduction` if it is one."""
-    if reduction is not None and not isinstance(reduction, str) or reduction not in REDUCTIONS:
+    if (reduction is not None and not isinstance(reduction, str)) or reduction not in REDUCTIONS:
         raise ValueError(
             f"Invalid value for argument `reduction`. Expected one of {REDUCTIONS}. Received: reduction={reduction!r}"
         )
@@ -132,7 +132,8 @@ def _align(
             outer = np.broadcast_shapes(shape, weight.shape)
         except ValueError:
             raise ValueError(
-                f"`sample_weight` must broadcast to the shape of the per-sample losses, {shape}, got shape {weight.shape}"
+                f"`sample_weight` must broadcast to the shape of the per-sample losses, {shape}, "
+                f"got shape {weight.shape}"
             ) from None
     return weight, mask, shape, outer
 
@@ -141,13 +142,13 @@ def _check_fits(argument: str, array: Array, shape: tuple[int, ...]) -> None:
     """Refuse what broadcasting would take but nobody means."""
     if array.ndim > len(shape):
         raise ValueError(
-            f"`{argument}` must broadcast to the shape of the per-sample losses, {shape}; its shape {array.shape} has a "
-            "higher rank"
+            f"`{argument}` must broadcast to the shape of the per-sample losses, {shape}; "
+            f"its shape {array.shape} has a higher rank"
         )
     if 0 < array.ndim < len(shape) and array.size > 1 and array.shape == shape[: array.ndim]:
         raise ValueError(
-            f"`{argument}` of shape {array.shape} would be aligned with the last dimensions of the per-sample losses of "
-            f"shape {shape}; to give each sample its own, pass shape {array.shape + (1,) * (len(shape) - array.ndim)}"
+            f"`{argument}` of shape {array.shape} would be aligned with the last dimensions of the per-sample losses "
+            f"of shape {shape}; to give each sample one, pass shape {array.shape + (1,) * (len(shape) - array.ndim)}"
         )
 
 
@@ -225,12 +226,15 @@ def class_weights(class_weight: Any, labels: Array, dtype: np.dtype[Any]) -> Arr
     TypeError, ValueError
         If `class_weight` is neither a mapping from integers to numbers nor a vector of numbers.
     """
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(class_weight, Mapping):
         pairs = class_weight.items()
     else:
         table = to_array("class_weight", class_weight, dtype)
         if table.ndim != 1:
-            raise ValueError(f"`class_weight` must be a dict or a vector with one weight a class, got shape {table.shape}")
+            raise ValueError(
+                f"`class_weight` must be a dict or a vector with one weight a class, got shape {table.shape}"
+            )
         pairs = enumerate(table)
     result = np.ones(labels.shape, dtype)
     for key, weight in pairs:
