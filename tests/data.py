@@ -6,6 +6,8 @@ of the oracle are derivatives there: errors keep a distance from 0 and from ``de
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,48 @@ def variants(row) -> tuple[dict[str, Any], ...]:
     """The constructor arguments to test a loss with: the registry's, then those above."""
     more = [params for params in MORE_VARIANTS.get(row.name, ()) if params not in row.variants]
     return (*row.variants, *more)
+
+
+def is_thorough(row, params: dict[str, Any], dtype: Any = np.float64) -> bool:
+    """Whether to cross this one with everything: one loss of each kind of driver, with its defaults, in float64.
+
+    Weights, mask, reduction, outputs, dtypes and threads each make another kernel to compile, a second and more of it
+    on the first run, and all but the mathematics is the drivers', shared by all losses of a kind.
+    """
+    return row.name in representatives().values() and not params and np.dtype(dtype) == np.float64
+
+
+@functools.cache
+def representatives() -> dict[str, str]:
+    """kind → name: the first loss with class indices (which adds to the driver), else the first."""
+    from fastloss.registry import LOSSES  # the oracle's helpers above need no package
+
+    rows = sorted(LOSSES.values(), key=lambda row: row.labels != "index")
+    return {row.kind: row.name for row in reversed(rows)}
+
+
+def crossings(
+    row,
+    params: dict[str, Any],
+    shape: tuple[int, ...],
+    reductions: tuple[str | None, ...] = reference.REDUCTIONS,
+    dtype: Any = np.float64,
+) -> list[tuple[str, str | None, dict[str, Any]]]:
+    """(label, reduction, keywords of the call): reductions × weights × masks.
+
+    All of them where ``is_thorough``; elsewhere every value (`none`) without weights, and every other reduction with
+    weights and a mask: two kernels, which together hold the code of them all.
+    """
+    values = reference.values_shape(row.name, params, shape)
+    result = []
+    for reduction, (w, weight), (m, mask) in itertools.product(
+        reductions, weight_families(values).items(), mask_families(values).items()
+    ):
+        plain = (weight is None, mask is None) == ((True, True) if reduction in (None, "none") else (False, False))
+        if plain or is_thorough(row, params, dtype) or not values:
+            label = f"y_pred {shape}, reduction={reduction}, weight: {w}, mask: {m}"
+            result.append((label, reduction, {"sample_weight": weight, "mask": mask}))
+    return result
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -1,6 +1,6 @@
 """Where derivatives jump, formulas overflow and borders decide digits: what the specification fixes, number by number.
 
-Differences mean nothing here, so these are tables. One row, reduction ``sum`` or ``none`` unless a test says other.
+Differences mean nothing here, so these are tables. One sample at a time, without reduction, unless a test says other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ def one(loss, y_true, y_pred, dtype):
     """(value, gradient) of one sample: a scalar and a vector."""
     y_true = np.asarray(y_true, dtype) if isinstance(y_true, list) else np.asarray([y_true])
     value, gradient = loss.value_and_grad(y_true[None] if y_true.ndim == 1 else y_true, np.asarray([y_pred], dtype))
-    return value, gradient[0]
+    return value[0], gradient[0]
 
 
-def sum_of(cls, **params):
-    return cls(**params, reduction="sum")
+def each(cls, **params):
+    """Without reduction: one compiled kernel a loss serves every table here."""
+    return cls(**params, reduction="none")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def sum_of(cls, **params):
 
 @FLOATS
 def test_absolute_error_has_slope_zero_where_it_is_zero(dtype):
-    value, gradient = one(sum_of(losses.MeanAbsoluteError), [1.0, 2.0, 3.0, -4.0], [1.0, 2.5, 1.0, -4.0], dtype)
+    value, gradient = one(each(losses.MeanAbsoluteError), [1.0, 2.0, 3.0, -4.0], [1.0, 2.5, 1.0, -4.0], dtype)
     assert value == np.float32(2.5 / 4)
     np.testing.assert_array_equal(gradient, [0.0, 0.25, -0.25, 0.0])
 
@@ -43,7 +44,7 @@ def test_absolute_error_has_slope_zero_where_it_is_zero(dtype):
 @FLOATS
 @pytest.mark.parametrize("cls", [losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.LogCosh])
 def test_no_error_is_no_loss_and_no_slope(cls, dtype):
-    value, gradient = one(sum_of(cls), [0.0, -1.5, 3.0], [0.0, -1.5, 3.0], dtype)
+    value, gradient = one(each(cls), [0.0, -1.5, 3.0], [0.0, -1.5, 3.0], dtype)
     assert value == 0
     assert not np.signbit(value)
     np.testing.assert_array_equal(gradient, [0.0, 0.0, 0.0])
@@ -53,7 +54,7 @@ def test_no_error_is_no_loss_and_no_slope(cls, dtype):
 @pytest.mark.parametrize("delta", [0.5, 1.0, 4.0])
 def test_huber_at_delta(delta, dtype):
     """Both branches meet in value and slope; one step inside and outside they are what they are."""
-    loss = sum_of(losses.Huber, delta=delta)
+    loss = each(losses.Huber, delta=delta)
     table = [
         (0.0, 0.0, 0.0),
         (delta, delta**2 / 2, delta),
@@ -70,7 +71,7 @@ def test_huber_at_delta(delta, dtype):
 
 @FLOATS
 def test_huber_of_delta_zero_is_nothing(dtype):
-    value, gradient = one(sum_of(losses.Huber, delta=0.0), [0.0, 1.0], [3.0, 1.0], dtype)
+    value, gradient = one(each(losses.Huber, delta=0.0), [0.0, 1.0], [3.0, 1.0], dtype)
     assert value == 0
     np.testing.assert_array_equal(gradient, [0.0, 0.0])
 
@@ -79,7 +80,7 @@ def test_huber_of_delta_zero_is_nothing(dtype):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_log_cosh_is_even_and_does_not_cancel(dtype, sign):
     """e²/2 while e is small, |e| - log 2 far out. Keras's form gives 0 or -6e-8 for small float32 errors."""
-    loss = sum_of(losses.LogCosh)
+    loss = each(losses.LogCosh)
     for size in (1e-15, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 20.0, 88.0, 100.0, 800.0, 1e4, 1e30):
         error = float(dtype(size))
         if error < 1e-3:
@@ -98,10 +99,10 @@ def test_log_cosh_is_even_and_does_not_cancel(dtype, sign):
 def test_infinite_errors(dtype):
     for cls, slope in ((losses.LogCosh, 1.0), (losses.Huber, 1.0), (losses.MeanAbsoluteError, 1.0)):
         for sign in (1.0, -1.0):
-            value, gradient = one(sum_of(cls), [0.0], [sign * INF], dtype)
+            value, gradient = one(each(cls), [0.0], [sign * INF], dtype)
             assert value == INF, cls.__name__
             assert gradient[0] == sign * slope, cls.__name__
-    value, gradient = one(sum_of(losses.MeanSquaredError), [0.0], [-INF], dtype)
+    value, gradient = one(each(losses.MeanSquaredError), [0.0], [-INF], dtype)
     assert value == INF
     assert gradient[0] == -INF
 
@@ -143,7 +144,7 @@ def test_float32_borders_follow_the_compute_dtype_not_the_input():
 def test_gradient_on_and_beyond_the_clip_of_probabilities(dtype, label):
     """Full on the border, dead beyond it, 0 and 1 included."""
     low, high = (dtype(border) for border in borders(dtype))
-    loss = sum_of(losses.BinaryCrossentropy)
+    loss = each(losses.BinaryCrossentropy)
     for p in (low, high, np.nextafter(low, dtype(1)), np.nextafter(high, dtype(0))):
         want = -label / float(p) + (1 - label) / (1 - float(p))
         assert_close(one(loss, [label], [p], dtype)[1], [want], f"p = {p!r}", rtol=1e-6)
@@ -158,7 +159,7 @@ def test_gradient_on_and_beyond_the_clip_of_probabilities(dtype, label):
 
 @FLOATS
 def test_extreme_logits(dtype):
-    loss = sum_of(losses.BinaryCrossentropy, from_logits=True)
+    loss = each(losses.BinaryCrossentropy, from_logits=True)
     table = [  # label, logit, value, slope
         (0.0, 0.0, math.log(2), 0.5),
         (1.0, 0.0, math.log(2), -0.5),
@@ -181,13 +182,13 @@ def test_extreme_logits(dtype):
         what = f"label {label}, logit {logit}"
         assert_close(got[0], value, what, atol=0.0)
         assert_close(got[1], [slope], what, atol=0.0)
-        assert_close(loss(np.array([[label]], dtype), np.array([[logit]], dtype)), value, what, atol=0.0)
+        assert_close(loss(np.array([[label]], dtype), np.array([[logit]], dtype))[0], value, what, atol=0.0)
 
 
 @FLOATS
 def test_logit_of_plus_infinity_and_label_one(dtype):
     """The mirror image of label 0 and -infinity: by symmetry nothing, too."""
-    value, gradient = one(sum_of(losses.BinaryCrossentropy, from_logits=True), [1.0], [INF], dtype)
+    value, gradient = one(each(losses.BinaryCrossentropy, from_logits=True), [1.0], [INF], dtype)
     assert value == 0
     assert gradient[0] == 0
 
@@ -195,7 +196,7 @@ def test_logit_of_plus_infinity_and_label_one(dtype):
 @FLOATS
 def test_small_losses_of_confident_logits_keep_their_digits(dtype):
     """log1p(exp(-z)) = exp(-z) far out: not 0, not an epsilon."""
-    loss = sum_of(losses.BinaryCrossentropy, from_logits=True)
+    loss = each(losses.BinaryCrossentropy, from_logits=True)
     for logit in (10.0, 20.0, 30.0, 60.0):
         value, gradient = one(loss, [1.0], [logit], dtype)
         assert_close(value, math.log1p(math.exp(-logit)), f"{logit}", atol=0.0)
@@ -210,7 +211,7 @@ def test_smoothing_of_binary_labels(dtype):
     for smoothing in (0.0, 0.2, 1.0):
         for label in (0.0, 1.0):
             t = label * (1 - smoothing) + smoothing / 2
-            value, gradient = one(sum_of(losses.BinaryCrossentropy, label_smoothing=smoothing), [label], [0.25], dtype)
+            value, gradient = one(each(losses.BinaryCrossentropy, label_smoothing=smoothing), [label], [0.25], dtype)
             want = -t * math.log(0.25) - (1 - t) * math.log(0.75)
             assert_close(value, want, f"{label}, {smoothing}")
             assert_close(gradient, [-t / 0.25 + (1 - t) / 0.75], f"{label}, {smoothing}")
@@ -227,8 +228,8 @@ def rowwise(sparse, y_pred, label, dtype, **params):
     """One row, its label as a class number or one-hot."""
     cls = losses.SparseCategoricalCrossentropy if sparse else losses.CategoricalCrossentropy
     y_true = np.array([label]) if sparse else np.eye(len(y_pred), dtype=dtype)[[label]]
-    value, gradient = sum_of(cls, **params).value_and_grad(y_true, np.array([y_pred], dtype))
-    return value, gradient[0]
+    value, gradient = each(cls, **params).value_and_grad(y_true, np.array([y_pred], dtype))
+    return value[0], gradient[0]
 
 
 @FLOATS
@@ -307,7 +308,7 @@ def test_extreme_logits_of_rows(dtype, sparse):
 @FLOATS
 def test_rows_that_are_no_distributions_keep_their_weight(dtype):
     """y_true need not sum to one: from logits the slope is softmax·Σt - t."""
-    loss = sum_of(losses.CategoricalCrossentropy, from_logits=True)
+    loss = each(losses.CategoricalCrossentropy, from_logits=True)
     value, gradient = one(loss, [2.0, 1.0], [0.0, 0.0], dtype)
     assert_close(value, 3 * math.log(2.0))
     assert_close(gradient, [-0.5, 0.5])

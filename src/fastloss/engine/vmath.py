@@ -151,9 +151,9 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
         return value(bits(t) << mantissa_bits)
 
     @jit
-    def exp_core(r: Scalar) -> Scalar:
-        """e^r where abs(r) <= log(2)/2."""
-        return one + r * (one + r * expm1_rest(r))
+    def exp_slope(r: Scalar) -> Scalar:
+        """Give (e^r - 1) / r where abs(r) <= log(2)/2."""
+        return one + r * expm1_rest(r)
 
     @jit
     def scaled(p: Scalar, t: Scalar) -> Scalar:
@@ -167,23 +167,24 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
     @jit
     def exp(x: Scalar) -> Scalar:
         t, high, low = reduced(at_most(at_least(x, exp_low), exp_high), round_to_two_powers)
-        return scaled(exp_core(high - low), t)
+        r = high - low
+        return scaled(one + r * exp_slope(r), t)
 
-    @jit
-    def exp_flushed(x: Scalar) -> Scalar:
-        """e^x for x from zero_below to infinity_above, which give exactly that; subnormal results may be zero."""
-        t, high, low = reduced(x, round_to_power)
-        return exp_core(high - low) * power(t)
-
-    zero_below, infinity_above = real(-bias * ln2), real((bias + 1) * ln2)
+    # Here 2^n is zero. One step above -zero_below it overflows.
+    zero_below = real(-bias * ln2)
 
     @jit
     def exp_nonpositive(x: Scalar) -> Scalar:
-        return exp_flushed(at_least(x, zero_below))
+        t, high, low = reduced(at_least(x, zero_below), round_to_power)
+        r = high - low
+        return (one + r * exp_slope(r)) * power(t)
 
     @jit
     def sigmoid(x: Scalar) -> Scalar:
-        return one / (one + exp_flushed(at_most(at_least(-x, zero_below), infinity_above)))
+        # 1 + e^-x is rounded once, as 2^n + (1 + 2^n (e^r - 1)): with e^-x rounded before, it would be 2.5 ULP.
+        t, high, low = reduced(at_least(-x, zero_below), round_to_power)
+        r, s = high - low, power(t)
+        return where(x < zero_below, zero, one / (s + (one + s * r * exp_slope(r))))
 
     @jit
     def expm1_core(x: Scalar, unit: Scalar, magic: Scalar) -> Scalar:
@@ -341,7 +342,8 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
         low = at_most(at_least((e - e_high) * log_high + e * log_low, -one), one)
         t = (high + low) + round_to_two_powers
         r = (high - (t - round_to_two_powers)) + low
-        result = scaled(exp_core(r * ln2), t)
+        r = r * ln2
+        result = scaled(one + r * exp_slope(r), t)
         at_edge = where(y > zero, abs(x), where(x < infinity, infinity, zero))
         result = where((x == zero) | (x == infinity), at_edge, result)
         result = where((x >= zero) & (y == y), result, nan)

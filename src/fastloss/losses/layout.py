@@ -78,7 +78,7 @@ def class_labels(y: Array) -> Array:
         raise ValueError(
             f"`class_weight` needs one class a sample, but row {int(np.argmax(bad))} of `y_true` is not one-hot"
         )
-    return np.argmax(hot, axis=1)
+    return np.asarray(np.argmax(hot, axis=1))
 
 
 def pointwise(y: Array, p: Array, axis: Any, *, broadcast: bool, samples: bool, flat: bool) -> Layout:
