@@ -43,8 +43,10 @@ def large(rounds: int) -> dict[str, Any]:
         contestants[label] = lambda loss=loss, y=y, p=p: loss.value_and_grad(y, p, out=out, n_threads=1)
         calls = loss._kernel().calls
         if row.labels == "index":
-            # Only the label's logarithm is needed; the row is read and the gradient written.
+            # The row is read and the gradient written; of logarithms and divisions a row needs one.
             bounds[label] = ("copy", *(call for call in calls if call == "exp"))
+        elif row.kind == "rowwise":
+            bounds[label] = ("add", *calls)
         else:
             bounds[label] = calls or ("add",)
     times = harness.interleave(contestants, rounds)

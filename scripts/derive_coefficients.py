@@ -88,6 +88,14 @@ TABLES = {
         (mpf(0), mpf(1)),
         {"float32": 7, "float64": 15},
     ),
+    "LOG_COSH_TAIL": Table(
+        "(log1p(u) - u) / u^2",
+        "log(cosh(x)) = x - log(2) + log1p(u) with u = exp(-2x)",
+        lambda u: (mp_log1p(u) - u) / u**2,
+        lambda u: u**2 / log((sqrt(u) + 1 / sqrt(u)) / 2),
+        (mpf("1e-30"), mp.exp(-2) * MARGIN),
+        {"float32": 3, "float64": 9},
+    ),
 }
 
 

@@ -180,7 +180,7 @@ def critical(dtype: np.dtype, width: int = 8) -> np.ndarray:
     """Neighbourhoods of every place where one of the functions changes what it does."""
     info = np.finfo(dtype)
     points = [info.smallest_normal, info.eps, info.epsneg, 2.0**-60, 1.0, 2.0, np.sqrt(0.5), np.sqrt(2), 20.0]
-    points += [k * np.log(2) / 2 for k in (*range(1, 12), 2 * info.nmant, 2 * info.nmant + 3)]
+    points += [k * np.log(2) / 2 for k in (*range(1, 12), *range(2 * info.nmant, 2 * info.nmant + 4))]
     points += [2.0**k for k in range(-info.nmant - 3, info.nmant + 4)]
     points += [2.0**k * np.sqrt(2) for k in (-5, -2, 1, 2, 5)]
     points += [1 - np.sqrt(0.5), np.sqrt(2) - 1, 1 - np.sqrt(0.5) / 2]

@@ -152,6 +152,27 @@ LOG_COSH: dict[str, tuple[float, ...]] = {
     ),
 }
 
+# (log1p(u) - u) / u^2 on [1.0e-30, 0.1354], error relative to log(cosh(x)) = x - log(2) + log1p(u) with u = exp(-2x):
+# 3.8e-8 (0.32 epsilon) with 3 coefficients in float32; 1.0e-17 (0.047 epsilon) with 9 coefficients in float64.
+LOG_COSH_TAIL: dict[str, tuple[float, ...]] = {
+    "float32": (
+        -0.49985683,
+        0.32856748,
+        -0.19831897,
+    ),
+    "float64": (
+        -0.4999999999984576,
+        0.3333333330603126,
+        -0.24999998071560212,
+        0.1999992685421868,
+        -0.16664994661891247,
+        0.1426146975238494,
+        -0.12273667779865913,
+        0.0977250354757721,
+        -0.05246134032088402,
+    ),
+}
+
 # log(2), the leading part short enough to be multiplied exactly by an exponent.
 LN2: dict[str, tuple[float, ...]] = {
     "float32": (

@@ -49,10 +49,11 @@ def log_cosh(xp: Any) -> Any:
     """Log cosh e = |e| - log 2 + log(1 + E) with E = exp(-2|e|); slope tanh e, curvature 1 - tanh² e.
 
     That form cancels where e is small (in float32 it gives 0 or -6e-8 for |e| < 3e-4), so below 1 the value is
-    e²·P(e²), and E - 1 comes from expm1, which keeps every digit of tanh e = (1 - E) / (1 + E).
+    e²·P(e²), and E - 1 comes from expm1, which keeps every digit of tanh e = (1 - E) / (1 + E). Above 1, E is at most
+    0.14, and a short polynomial gives log(1 + E).
     """
     zero, one, two, four, log2 = xp.consts(0.0, 1.0, 2.0, 4.0, 0.6931471805599453094)
-    series = xp.polynomial("LOG_COSH")
+    series, tail_series = xp.polynomial("LOG_COSH"), xp.polynomial("LOG_COSH_TAIL")
 
     def terms(y, p):
         e = p - y
@@ -60,9 +61,9 @@ def log_cosh(xp: Any) -> Any:
         z = e * e
         m = xp.expm1_nonpositive(-(a + a))
         d = two + m
-        tail = m + one
-        value = xp.where(a < one, z * series(z), (a - log2) + xp.log1p_unit(tail))
+        u = m + one
+        value = xp.where(a < one, z * series(z), (a - log2) + (u + u * u * tail_series(u)))
         slope = m / d
-        return value, xp.where(e < zero, slope, -slope), four * tail / (d * d)
+        return value, xp.where(e < zero, slope, -slope), four * u / (d * d)
 
     return terms
