@@ -407,7 +407,7 @@ class KernelLoss(Loss):
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
         reduction = reductions.resolve(layout.shape, self._reduction, weight, valid, upstream, compute)
-        gradient = p.dtype if arrays.is_float(p) else result
+        gradient = p.dtype if arrays.is_array(y_pred) and arrays.is_float(p) else result
         plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
         return Call(y, p, weight, layout, reduction, plan)
 
