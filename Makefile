@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/report.py --write-readme $(ARGS)

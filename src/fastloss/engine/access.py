@@ -5,6 +5,8 @@ together), so no array is ever converted as a whole.
 
 Every index is unsigned: a signed one might be negative, and Python's wrap-around for that turns each vector load into a
 gather of single elements (MSE at 3 times its speed limit instead of 1).
+
+`touch_ahead` helps the processor over page borders.
 """
 
 from __future__ import annotations
@@ -56,6 +58,68 @@ def truncate_brain(value):
     upper = np.uint32(bits >> np.uint32(16))
     rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16))
     return np.uint16(np.uint32(upper | np.uint32(0x40)) if value != value else rounded)
+
+
+@jit.intrinsic
+def _address(typing_context: Any, array: Any) -> Any:
+    """Where an array's first element lies."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.uint64(array), generate
+
+
+@jit.intrinsic
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for a cache line; an address outside any array does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
+_PAGE_BITS = np.uint64(12)
+_LINE = np.uint64(64)
+_LINES = 4
+
+
+@jit.inner_loop
+def touch_ahead(array, start, stop):
+    """Fetch the beginning of the page after the one that element `stop` is in, where [start, stop) crosses a border.
+
+    The processor's own prefetching ends with each page of 4 KiB and has to find its stream anew in the next. A loop
+    whose arithmetic takes as long as its memory waits there: log-cosh, value and gradient of (4096, 1000) in float32,
+    took 0.9-1.5 ns an element without this and takes 0.75, as in cache. Two lines do not suffice, and eight, or
+    fetching everything this way, take longer.
+    """
+    size = np.uint64(array.itemsize)
+    first, last = _address(array) + np.uint64(start) * size, _address(array) + np.uint64(stop) * size
+    if first >> _PAGE_BITS != last >> _PAGE_BITS:
+        page = ((last >> _PAGE_BITS) + np.uint64(1)) << _PAGE_BITS
+        for line in range(_LINES):
+            _prefetch(page + np.uint64(line) * _LINE)
+
+
+@jit.inner_loop
+def fetch(array, start, stop):
+    """Fetch elements [start, stop), which need not exist.
+
+    A rowwise loss reads a row first for its maximum or sum, which waits for memory, and computes afterwards; with the
+    next row fetched meanwhile, softmax cross-entropy takes 0.71 instead of 0.76 ns an element at 1000 classes, 0.81
+    instead of 0.95 at 100.
+    """
+    size = np.uint64(array.itemsize)
+    address, last = _address(array) + np.uint64(start) * size, _address(array) + np.uint64(stop) * size
+    while address < last:
+        _prefetch(address)
+        address += _LINE
 
 
 @cache

@@ -160,6 +160,7 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     zero = xp.const(0.0)
     terms = _with_params(variant.kernel, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
+    touch = _touch(variant)
 
     @jit.inner_loop
     def chunk(y, p, g, h, start, stop, scale, params):
@@ -180,10 +181,31 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     def row(y, p, g, h, kept, r, start, stop, scale, params):
         total = 0.0
         for i in range(start, stop, CHUNK):
-            total += chunk(y, p, g, h, i, min(i + CHUNK, stop), scale, params)
+            end = min(i + CHUNK, stop)
+            touch(y, p, g, h, i, end)
+            total += chunk(y, p, g, h, i, end, scale, params)
         return total
 
     return row
+
+
+def _touch(variant: Variant) -> Callable[..., Any]:
+    """Help the processor over the page borders of every array of elements."""
+    GRADIENT = variant.outputs >= 1 and not variant.in_place
+    HESSIAN = variant.outputs >= 2
+    DENSE = not variant.index
+
+    @jit.inner_loop
+    def touch(y, p, g, h, start, stop):
+        access.touch_ahead(p, start, stop)
+        if DENSE:
+            access.touch_ahead(y, start, stop)
+        if GRADIENT:
+            access.touch_ahead(g, start, stop)
+        if HESSIAN:
+            access.touch_ahead(h, start, stop)
+
+    return touch
 
 
 def _with_params(kernel: Kernel, xp: Any) -> Callable[..., Any]:
@@ -218,7 +240,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     terms = _with_params(variant.kernel, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
-    clear = _clear(variant)
+    clear, touch = _clear(variant), _touch(variant)
 
     @jit.inner_loop
     def tile(y, p, g, h, start, stop, scales, losses, params):
@@ -249,6 +271,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
                     scale = compute(grad_scale * grad_weights[r])
                     for c in range(columns):
                         put(scales, (r - low) * columns + c, scale)
+            touch(y, p, g, h, low * columns, high * columns)
             tile(y, p, g, h, low * columns, high * columns, scales, losses, params)
             for r in range(low, high):
                 if MASKED:
@@ -285,6 +308,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     index = _index(variant)
+    touch = _touch(variant)
 
     @jit.inner_loop
     def reduce(p, start, stop):
@@ -335,8 +359,11 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         a, b, c = 0.0, 0.0, 0.0
         if not LABEL_ONLY:
             for low in range(start, stop, CHUNK):
+                end = min(low + CHUNK, stop)
+                access.fetch(p, low + (stop - start), end + (stop - start))
+                touch(y, p, g, h, low, end)
                 a_part, b_part, c_part = zero, zero, zero
-                for i in range(low, min(low + CHUNK, stop)):
+                for i in range(low, end):
                     keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m)
                     a_part += a_i
                     b_part += b_i

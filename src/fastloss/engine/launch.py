@@ -12,8 +12,11 @@ from fastloss.engine import threads
 from fastloss.engine.compile import compiled
 from fastloss.engine.variant import FLAT_COLUMNS, SHORT_ROW, UNIT_ELEMENTS, Variant
 
-NANOSECONDS = {"exp": 0.4, "log": 0.5, "div": 0.2, "memory": 0.3}
+NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "memory": 0.25}
 """About what an element costs on one thread: enough to tell when a second one pays."""
+
+ROW_NANOSECONDS = 40.0
+"""What a row of a rowwise loss costs besides its elements."""
 
 
 class Launch:
@@ -43,6 +46,8 @@ class Launch:
         self.rows_per_unit = max(1, UNIT_ELEMENTS // max(1, columns))
         self.units = -(-elements // max(1, columns * self.rows_per_unit))
         self.work = elements * (NANOSECONDS["memory"] + sum(NANOSECONDS[call] for call in variant.kernel.calls))
+        if not pointwise:
+            self.work += rows * ROW_NANOSECONDS
         # Never empty: a kernel without parameters has the same argument types as one with.
         self.params = np.array([*params, 0.0], variant.dtype)
         self._serial: Callable[..., tuple[float, int]] | None = None

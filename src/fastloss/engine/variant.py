@@ -12,8 +12,8 @@ CHUNK = 1024
 FLAT_COLUMNS = 8 * CHUNK
 """The length of the pieces a flat run is cut into."""
 
-UNIT_ELEMENTS = 16 * CHUNK
-"""About how many elements a unit has: 10-40 µs of work, against 0.1 µs for its share of the parallel loop."""
+UNIT_ELEMENTS = 8 * CHUNK
+"""About how many elements a unit has: 1-10 µs of work, against 0.1 µs for its share of the parallel loop."""
 
 CELLS = 1024
 """Elements that the short-row driver treats at once; its tiles stay in the first-level cache."""

@@ -43,7 +43,7 @@ def binary_crossentropy(xp: Any) -> Any:
         c = xp.clip(p, low, high)
         d = one - c
         alive = c == p
-        loss = -(t * xp.log(c) + (one - t) * xp.log(d))
+        loss = -(t * xp.log_positive(c) + (one - t) * xp.log_positive(d))
         # NaN is not alive, and must not become a zero slope.
         slope = xp.where(alive, (c - t) / (c * d), xp.where(p != p, p, zero))
         return loss, slope, xp.where(alive, t / (c * c) + (one - t) / (d * d), zero)
@@ -84,7 +84,7 @@ def categorical_crossentropy(xp: Any) -> Any:
         q = p / total
         c = xp.clip(q, low, high)
         d = xp.where(t == zero, zero, xp.where(c == q, t / c, xp.where(q != q, q, zero)))
-        return d, xp.where(t == zero, zero, t * xp.log(c)), xp.where(t == zero, zero, d * q), zero
+        return d, xp.where(t == zero, zero, t * xp.log_positive(c)), xp.where(t == zero, zero, d * q), zero
 
     def finish(total, log_likelihood, dot, unused):
         inverse = one / total
