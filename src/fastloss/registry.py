@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastloss import losses
 from fastloss.kernels.definition import Kernel
-from fastloss.losses.base import KernelLoss
+from fastloss.losses.base import KernelLoss, Loss
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,31 @@ class Row:
     def hessian(self) -> bool:
         """Whether the diagonal Hessian is there."""
         return self.cls().has_hessian
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A registered loss that is neither pointwise nor rowwise: of sequences, boxes or whole batches.
+
+    Attributes
+    ----------
+    name : str
+        Identifier, and the name of the function handle.
+    cls : type
+        The class.
+    function : callable
+        The function handle.
+    variants : tuple of dict
+        Constructor arguments worth testing, the defaults first.
+    formula : str
+        For tables.
+    """
+
+    name: str
+    cls: type[Loss]
+    function: Callable[..., Any]
+    variants: tuple[dict[str, Any], ...]
+    formula: str
 
 
 _FROM_LOGITS: tuple[dict[str, Any], ...] = (
@@ -129,4 +154,7 @@ LOSSES: dict[str, Row] = {
         ),
     )
 }
-"""All losses, by identifier."""
+"""All pointwise and rowwise losses, by identifier."""
+
+BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in ()}
+"""All others."""

@@ -58,6 +58,12 @@ def inner_loop(function: F) -> F:
     return compiled
 
 
+def item(function: F) -> F:
+    """Compile what an itemwise kernel does for one item: too large to be inlined, and its loops may reassociate."""
+    compiled: F = njit(**LOOP_FLAGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return compiled
+
+
 @intrinsic
 def maximum(typing_context: Any, a: Any, b: Any) -> Any:
     """The larger of two floats, NaN if either is: LLVM's ``maximum``, the one form it reduces over vector lanes."""

@@ -4,7 +4,7 @@ A kernel is a factory: called with a *toolbox* ``xp`` (a dtype and a target) it 
 over constants of that dtype. It holds no loop, knows no array and imports nothing but the toolbox's names, so one
 source serves float32, float64, every driver, every target, and plain Python under a debugger.
 
-Two shapes exist:
+Three shapes exist:
 
 `pointwise`
     ``terms(y, p, *params) -> (loss, slope, curvature)``: the loss of one element with its first and second
@@ -15,6 +15,10 @@ Two shapes exist:
     (`RowFunctions`). Dense targets, class indices and label smoothing all come from the same four: for class indices
     the vector loop runs with the constant target of the wrong classes, which folds most of the arithmetic away, and
     the label's own entry is mended after the loop.
+
+`itemwise`
+    What fits neither: ``item(i, *arrays)`` does everything for sequence, box or anchor ``i``, reading and writing
+    arrays. It holds its own loops over the item's data; the loop over items is the driver's.
 """
 
 from __future__ import annotations
@@ -57,10 +61,10 @@ class Kernel:
     ----------
     name : str
         Unique among kernels; part of the on-disk cache's key and of the symbol names in a profile.
-    shape : {"pointwise", "rowwise"}
+    shape : {"pointwise", "rowwise", "itemwise"}
         Which driver runs it.
     factory : callable
-        ``factory(xp)`` returns ``terms`` or `RowFunctions`.
+        ``factory(xp)`` returns ``terms``, `RowFunctions` or ``item``.
     params : tuple of str
         Names of the run-time parameters, which reach ``terms`` in the kernel's dtype, in this order.
     calls : tuple of str
@@ -70,7 +74,7 @@ class Kernel:
     """
 
     name: str
-    shape: Literal["pointwise", "rowwise"]
+    shape: Literal["pointwise", "rowwise", "itemwise"]
     factory: Callable[[Any], Any]
     params: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
@@ -92,3 +96,8 @@ def rowwise(*, calls: tuple[str, ...] = ()) -> Callable[[Callable[[Any], Any]], 
         return Kernel(factory.__name__, "rowwise", factory, (), calls)
 
     return decorate
+
+
+def itemwise(factory: Callable[[Any], Any]) -> Kernel:
+    """Make a `Kernel` of a factory that returns ``item(i, *arrays)``, which returns nothing."""
+    return Kernel(factory.__name__, "itemwise", factory)

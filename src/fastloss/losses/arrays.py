@@ -93,6 +93,11 @@ def is_float(array: Array) -> bool:
     return array.dtype.kind == "f" or storage.code(array.dtype) in storage.HALVES.values()
 
 
+def gradient_dtype(y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any]:
+    """The gradient's dtype: the predictions' own if they are an array of floats, else that of the value."""
+    return p.dtype if is_array(y_pred) and is_float(p) else result
+
+
 def contiguous(array: Array) -> Array:
     """The array itself if a kernel can walk it (C order, aligned), else a copy."""
     return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")

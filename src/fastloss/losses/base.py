@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
@@ -18,6 +19,7 @@ from fastloss.losses.reductions import Reduction
 from fastloss.settings import float_name, floatx
 
 T = TypeVar("T")
+Pullback = Callable[[Array], Array]
 
 _PLANS = 256
 """How many combinations of shapes and dtypes a loss remembers before it starts afresh."""
@@ -104,7 +106,7 @@ class Loss:
         return self._dtype or floatx()
 
     def call(self, y_true: Array, y_pred: Array) -> Array:
-        """Per-sample losses, unreduced; to be overridden.
+        """Per-sample losses, unreduced; to be overridden, unless `call_with_grad` is.
 
         Parameters
         ----------
@@ -116,8 +118,42 @@ class Loss:
         numpy.ndarray
             One loss a sample.
         """
+        if type(self).call_with_grad is Loss.call_with_grad:
+            raise NotImplementedError(
+                f"{type(self).__name__} must override `call(self, y_true, y_pred)`, which returns the per-sample losses"
+            )
+        return self.call_with_grad(y_true, y_pred)[0]
+
+    def call_with_grad(self, y_true: Array, y_pred: Array) -> tuple[Array, Array | Pullback]:
+        """Per-sample losses and their gradient; to be overridden for `value_and_grad` to work.
+
+        Parameters
+        ----------
+        y_true, y_pred : numpy.ndarray
+            As for `call`.
+
+        Returns
+        -------
+        losses : numpy.ndarray
+            One loss a sample.
+        gradient : numpy.ndarray or callable
+            Where each loss depends on its own sample alone: its gradient, of `y_pred`'s shape. Otherwise a function
+            ``pullback(flow)`` that returns the gradient of ``sum(flow * losses)``, `flow` having the losses' shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastloss
+        >>> class Quartic(fastloss.losses.Loss):
+        ...     def call_with_grad(self, y_true, y_pred):
+        ...         e = y_pred - y_true
+        ...         return np.mean(e**4, axis=-1), 4 * e**3 / e.shape[-1]
+        >>> value, grad = Quartic().value_and_grad([[0.0, 0.0]], [[1.0, 2.0]])
+        >>> print(value, grad.tolist())
+        8.5 [[2.0, 16.0]]
+        """
         raise NotImplementedError(
-            f"{type(self).__name__} must override `call(self, y_true, y_pred)`, which returns the per-sample losses"
+            f"{type(self).__name__} defines no gradient; for one, override `call_with_grad(self, y_true, y_pred)`"
         )
 
     def __call__(
@@ -151,29 +187,167 @@ class Loss:
         numpy scalar or numpy.ndarray
             The reduced loss, or the per-sample losses where the reduction is ``"none"``.
         """
+        return self._evaluate(VALUE, y_true, y_pred, sample_weight, mask, class_weight, None, None, n_threads)[0]
+
+    def value_and_grad(
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        upstream: Any = None,
+        out: Array | None = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, Array]:
+        """Compute the value and its gradient with respect to `y_pred`, in one pass.
+
+        Parameters
+        ----------
+        y_true, y_pred, sample_weight, mask, class_weight, n_threads
+            As for calling the loss.
+        upstream : array_like, optional
+            The gradient flowing into the value: of its shape if the reduction is ``"none"`` (by default ones: the
+            gradient is that of the sum), else a scalar factor. It does not change the value.
+        out : numpy.ndarray, optional
+            Where the gradient is written: `y_pred`'s shape and the gradient's dtype. ``out=y_pred`` saves memory by
+            overwriting the predictions; any other overlap with an input is an error.
+
+        Returns
+        -------
+        value : numpy scalar or numpy.ndarray
+            As from calling the loss.
+        gradient : numpy.ndarray
+            Of `y_pred`'s shape, and of its dtype where that is floating, else of the value's. `out` if that was given.
+
+        Raises
+        ------
+        NotImplementedError
+            If the loss defines no gradient.
+        """
+        return self._evaluate(GRADIENT, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)[:2]
+
+    def value_grad_hess(
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        class_weight: Any = None,
+        upstream: Any = None,
+        out: Array | None = None,
+        n_threads: int | None = None,
+    ) -> tuple[Any, Array, Array]:
+        """Compute the value, its gradient and the diagonal of its Hessian, in one pass; for pointwise losses.
+
+        Parameters
+        ----------
+        y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        value, gradient
+            As from `value_and_grad`.
+        hessian : numpy.ndarray
+            The second derivative of the value in each element of `y_pred`, of the gradient's shape and dtype.
+
+        Raises
+        ------
+        NotImplementedError
+            If the loss is not a pointwise one.
+        """
+        if not self.has_hessian:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no diagonal Hessian: only losses of single elements have one"
+            )
+        return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
+
+    @property
+    def has_hessian(self) -> bool:
+        """Whether `value_grad_hess` is defined."""
+        return False
+
+    def _compute(
+        self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None
+    ) -> tuple[Array, Array | Pullback | None, Array | None]:
+        """Per-sample losses, the gradient if `outputs` asks, and the losses that count by the loss's own rule.
+
+        `valid` is the caller's mask: what it excludes need not be computed, and its targets need not be valid.
+        """
+        if outputs:
+            return *self.call_with_grad(y, p), None
+        return self.call(y, p), None, None
+
+    def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
+        """Targets and predictions as `call` wants them."""
+        return arrays.match_ranks(y.astype(compute, copy=False), p.astype(compute, copy=False))
+
+    def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
+        """The class of each sample, for class weights."""
+        return class_labels(y.reshape(math.prod(shape), -1)).reshape(shape)
+
+    def _evaluate(
+        self,
+        outputs: int,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any,
+        mask: Any,
+        class_weight: Any,
+        upstream: Any,
+        out: Array | None,
+        n_threads: int | None,
+    ) -> tuple[Any, Any, Any]:
+        """Value, gradient and Hessian, as far as `outputs` asks."""
         if n_threads is not None:
-            threads.check(n_threads)
+            n_threads = threads.check(n_threads)
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
-        p = arrays.to_array("y_pred", y_pred, compute).astype(compute, copy=False)
-        y = arrays.to_array("y_true", y_true, compute).astype(compute, copy=False)
-        y, p = arrays.match_ranks(y, p)
-        values = np.asarray(self.call(y, p))
-        if values.dtype.kind != "f":
-            raise TypeError(f"{type(self).__name__}.call must return floats, got {values.dtype}")
+        targets = arrays.to_array("y_true", y_true, compute)
+        predictions = arrays.to_array("y_pred", y_pred, compute)
         weight, valid = weight_and_mask(sample_weight, mask, y_pred, compute)
+        gradient = arrays.gradient_dtype(y_pred, predictions, result)
+        if out is not None:
+            others = {"y_true": targets, "sample_weight": weight, "mask": valid}
+            arrays.check_out(out, predictions, gradient, others)
+        y, p = self._inputs(targets, predictions, compute)
+        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads)
+        losses = np.asarray(losses)
+        if losses.dtype.kind != "f":
+            raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
         if class_weight is not None:
-            labels = class_labels(y.reshape(values.size, -1)).reshape(values.shape)
+            labels = self._labels(y, losses.shape)
             weight = times(reductions.class_weights(class_weight, labels, compute), weight)
-        value = reductions.reduce(values.astype(compute, copy=False), self._reduction, weight, valid)
-        return value.astype(result)
+        if counted is not None:
+            valid = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
+        reduction = reductions.resolve(losses.shape, self._reduction, weight, valid, upstream, compute)
+        value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
+        if not outputs or slope is None:
+            return value, None, None
+        found = self._pull(slope, reduction, losses.shape, p)
+        found = found.reshape(predictions.shape).astype(gradient, copy=False)
+        if out is None:
+            return value, found, None
+        out[...] = found
+        return value, out, None
 
-    def value_and_grad(self, y_true: Any, y_pred: Any, *args: Any, **kwargs: Any) -> tuple[Any, Array]:
-        """Not defined for a loss that is written in NumPy without a gradient."""
-        raise NotImplementedError(f"{type(self).__name__} defines `call` but no gradient")
-
-    def value_grad_hess(self, y_true: Any, y_pred: Any, *args: Any, **kwargs: Any) -> tuple[Any, Array, Array]:
-        """Not defined for a loss that is written in NumPy without a gradient."""
-        raise NotImplementedError(f"{type(self).__name__} defines `call` but no diagonal Hessian")
+    def _pull(self, slope: Array | Pullback, reduction: Reduction, shape: tuple[int, ...], p: Array) -> Array:
+        """The gradient of the reduced losses, which have this shape."""
+        flow = reduction.flow(shape, p.dtype)
+        if callable(slope):
+            return np.asarray(slope(flow))
+        if np.shape(slope) != p.shape:
+            raise ValueError(
+                f"{type(self).__name__}.call_with_grad must return a gradient of `y_pred`'s shape, {p.shape}, or a "
+                f"function of the flow into the losses; got shape {np.shape(slope)}"
+            )
+        inner = (1,) * (p.ndim - len(shape))
+        gradient: Array = slope * flow.reshape(shape + inner)
+        if reduction.mask is not None:
+            gradient[np.broadcast_to(reduction.mask.reshape(shape + inner) == 0, p.shape)] = 0
+        return gradient
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, so that ``from_config(get_config())`` makes an equal loss."""
@@ -226,87 +400,6 @@ class KernelLoss(Loss):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # compiled code neither pickles nor deep-copies
-
-    def __call__(  # noqa: D102  (as in the base class)
-        self,
-        y_true: Any,
-        y_pred: Any,
-        sample_weight: Any = None,
-        *,
-        mask: Any = None,
-        class_weight: Any = None,
-        n_threads: int | None = None,
-    ) -> Any:
-        return self._evaluate(VALUE, y_true, y_pred, sample_weight, mask, class_weight, None, None, n_threads)[0]
-
-    def value_and_grad(
-        self,
-        y_true: Any,
-        y_pred: Any,
-        sample_weight: Any = None,
-        *,
-        mask: Any = None,
-        class_weight: Any = None,
-        upstream: Any = None,
-        out: Array | None = None,
-        n_threads: int | None = None,
-    ) -> tuple[Any, Array]:
-        """Compute the value and its gradient with respect to `y_pred`, in one pass.
-
-        Parameters
-        ----------
-        y_true, y_pred, sample_weight, mask, class_weight, n_threads
-            As for calling the loss.
-        upstream : array_like, optional
-            The gradient flowing into the value: of its shape if the reduction is ``"none"`` (by default ones: the
-            gradient is that of the sum), else a scalar factor. It does not change the value.
-        out : numpy.ndarray, optional
-            Where the gradient is written: `y_pred`'s shape and the gradient's dtype. ``out=y_pred`` saves memory by
-            overwriting the predictions; any other overlap with an input is an error.
-
-        Returns
-        -------
-        value : numpy scalar or numpy.ndarray
-            As from calling the loss.
-        gradient : numpy.ndarray
-            Of `y_pred`'s shape, and of its dtype where that is floating, else of the value's. `out` if that was given.
-        """
-        return self._evaluate(GRADIENT, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)[:2]
-
-    def value_grad_hess(
-        self,
-        y_true: Any,
-        y_pred: Any,
-        sample_weight: Any = None,
-        *,
-        mask: Any = None,
-        class_weight: Any = None,
-        upstream: Any = None,
-        out: Array | None = None,
-        n_threads: int | None = None,
-    ) -> tuple[Any, Array, Array]:
-        """Compute the value, its gradient and the diagonal of its Hessian, in one pass; for pointwise losses.
-
-        Parameters
-        ----------
-        y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads
-            As for `value_and_grad`.
-
-        Returns
-        -------
-        value, gradient
-            As from `value_and_grad`.
-        hessian : numpy.ndarray
-            The second derivative of the value in each element of `y_pred`, of the gradient's shape and dtype.
-
-        Raises
-        ------
-        NotImplementedError
-            If the loss couples the elements of a row, so that a diagonal says little.
-        """
-        if not self.has_hessian:
-            raise NotImplementedError(f"{type(self).__name__} has no diagonal Hessian: it couples the classes of a row")
-        return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
 
     def _evaluate(
         self,
@@ -407,7 +500,7 @@ class KernelLoss(Loss):
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
         reduction = reductions.resolve(layout.shape, self._reduction, weight, valid, upstream, compute)
-        gradient = p.dtype if arrays.is_array(y_pred) and arrays.is_float(p) else result
+        gradient = arrays.gradient_dtype(y_pred, p, result)
         plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
         return Call(y, p, weight, layout, reduction, plan)
 

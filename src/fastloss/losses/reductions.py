@@ -59,6 +59,15 @@ class Reduction:
     empty: bool = False
     data_dependent: bool = False
 
+    def flow(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """The gradient flowing into each of the losses, which have this shape."""
+        flow = np.full(math.prod(shape), 0.0 if self.empty else self.grad_factor, dtype)
+        if self.grad_weights is not None:
+            flow *= self.grad_weights
+        if self.mask is not None:
+            flow[self.mask == 0] = 0
+        return flow.reshape(shape)
+
 
 def resolve(
     shape: tuple[int, ...],
@@ -190,23 +199,20 @@ def _check_upstream(upstream: Any, shape: tuple[int, ...], dtype: np.dtype[Any])
     return incoming.astype(dtype, copy=False)
 
 
-def reduce(values: Array, reduction: str | None, sample_weight: Array | None, mask: Array | None) -> Any:
-    """Reduce per-sample losses that are computed already (those of a loss written in NumPy).
-
-    Returns the value in the dtype of `values`.
-    """
-    plan = resolve(values.shape, reduction, sample_weight, mask, None, values.dtype)
-    if plan.empty:
-        return values.dtype.type(0)
-    flat = values.reshape(-1)
-    if plan.mask is not None:
-        flat = np.where(plan.mask, flat, values.dtype.type(0))
-    if plan.weights is not None:
-        flat = flat * plan.weights
-    if plan.shape is None:
-        return values.dtype.type(np.sum(flat, dtype=np.float64) * plan.value_factor)
-    result = flat.reshape(plan.shape if plan.spread is None else values.shape) * values.dtype.type(plan.value_factor)
-    return result if plan.spread is None else result * plan.spread
+def reduce(losses: Array, reduction: Reduction) -> Any:
+    """The value of per-sample losses that are computed already, in their dtype."""
+    kind = losses.dtype.type
+    if reduction.empty:
+        return kind(0)
+    flat = losses.reshape(-1)
+    if reduction.mask is not None:
+        flat = np.where(reduction.mask, flat, kind(0))
+    if reduction.weights is not None:
+        flat = flat * reduction.weights
+    if reduction.shape is None:
+        return kind(np.sum(flat, dtype=np.float64) * reduction.value_factor)
+    result = flat.reshape(reduction.shape if reduction.spread is None else losses.shape) * kind(reduction.value_factor)
+    return result if reduction.spread is None else result * reduction.spread
 
 
 def class_weights(class_weight: Any, labels: Array, dtype: np.dtype[Any]) -> Array:

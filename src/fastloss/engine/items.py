@@ -1,0 +1,110 @@
+"""Running an itemwise kernel: one function call an item, over as many threads as the work is worth."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastloss.engine import cache as disk
+from fastloss.engine import threads
+from fastloss.kernels.definition import Kernel
+
+_lock = threading.Lock()
+
+
+def run(
+    kernel: Kernel, dtype: np.dtype[Any], count: int, arguments: tuple[Any, ...], work: float, n_threads: Any
+) -> None:
+    """Call ``item(i, *arguments)`` for every i below `count`.
+
+    Items must not write to the same place. What each does must not depend on the order, so that results have the same
+    bits for any number of threads.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        An itemwise one.
+    dtype : numpy.dtype
+        Compute dtype: the toolbox its factory gets.
+    count : int
+        Number of items.
+    arguments : tuple
+        C-contiguous, aligned arrays of bool (seen as uint8), integers or floats; Python ints, bools and floats. A float
+        arrives in `dtype`.
+    work : float
+        About how many nanoseconds all items take on one thread.
+    n_threads : int or None
+        The caller's wish, checked.
+    """
+    if not count:
+        return
+    values = tuple(_argument(argument, dtype) for argument in arguments)
+    types = tuple(_kind(value) for value in values)
+    many = threads.choose(work, count, n_threads)
+    threads.run(
+        lambda: _compiled(kernel, dtype, types, True),
+        lambda: _compiled(kernel, dtype, types, False),
+        many,
+        count,
+        *values,
+    )
+
+
+def _argument(value: Any, dtype: np.dtype[Any]) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.view(np.uint8) if value.dtype == bool else value
+    return dtype.type(value) if isinstance(value, float) else value
+
+
+def _kind(value: Any) -> tuple[str, int]:
+    """Dtype and rank; rank 0 is a scalar."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.name, value.ndim
+    return ("bool_" if isinstance(value, bool) else "int64" if isinstance(value, int) else value.dtype.name), 0
+
+
+@cache
+def _compiled(
+    kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int], ...], parallel: bool
+) -> Callable[..., None]:
+    with _lock:
+        key = repr(("items", kernel.name, dtype.name, types, parallel))
+        result = disk.load(kernel.name, key)
+        if result is None:
+            result = _compile(kernel, dtype, types, parallel)
+            disk.save(kernel.name, key, result)
+        entry: Callable[..., None] = result.entry_point
+        _alive.append(result)
+        return entry
+
+
+_alive: list[Any] = []
+"""Compile results own the machine code of their entry points."""
+
+
+def _compile(kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int], ...], parallel: bool) -> Any:
+    import numba
+
+    from fastloss.engine import jit
+    from fastloss.engine.toolbox import toolbox
+
+    # Generated, because Numba's signatures know no star arguments.
+    name, names = f"{kernel.name}_{dtype.name}", ", ".join(f"a{k}" for k in range(len(types)))
+    source = f"def {name}(count, {names}):\n    for i in prange(count):\n        item(i, {names})"
+    namespace = {"item": jit.item(kernel.factory(toolbox(dtype))), "prange": numba.prange}
+    exec(source, namespace)
+    dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=parallel)(namespace[name])
+    signature = (numba.types.intp, *(_numba_type(name, rank) for name, rank in types))
+    dispatcher.compile(signature)
+    return next(iter(dispatcher.overloads.values()))
+
+
+def _numba_type(name: str, rank: int) -> Any:
+    from numba import types
+
+    element = getattr(types, name)
+    return types.Array(element, rank, "C") if rank else element
