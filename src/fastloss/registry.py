@@ -156,5 +156,7 @@ LOSSES: dict[str, Row] = {
 }
 """All pointwise and rowwise losses, by identifier."""
 
-BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in ()}
+_BATCH: tuple[BatchRow, ...] = ()
+
+BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in _BATCH}
 """All others."""
