@@ -35,6 +35,10 @@ MORE_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"from_logits": True, "ignore_class": 1},
         {"from_logits": True, "axis": 1},
     ),
+    "cosine_similarity": ({"axis": 1},),
+    "binary_focal_crossentropy": ({"axis": None},),
+    "categorical_focal_crossentropy": ({"axis": 1},),
+    "dice": ({"axis": (1, 2)},),
 }
 
 
@@ -93,8 +97,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 def shapes(row, params: dict[str, Any], large: bool = False) -> tuple[tuple[int, ...], ...]:
     """The shapes that these parameters allow: an axis has to exist, and classes to be at least two."""
     table = LARGE_SHAPES if large else SHAPES
-    axis = params.get("axis", -1)
-    if axis == -1:
+    axis = reference.axis_of(row.name, params)
+    if axis in (-1, ()):
         return table[row.kind]
     if axis is None:
         return ((300_007,), (301, 1003)) if large else ((5, 3), (2, 3, 4))
@@ -166,7 +170,50 @@ def drop(shape, axis):
     return tuple(n for a, n in enumerate(shape) if a != axis)
 
 
-DOMAINS = {"real": real, "probability": probability, "distribution": distribution, "index": index}
+def positive(random, row, params, shape):
+    """Positive numbers away from 0, a factor of 1.1 to 2 apart."""
+    y_true = random.uniform(0.5, 3.0, size=shape)
+    return y_true, y_true * random.uniform(1.1, 2.0, size=shape) ** random.choice([-1, 1], size=shape)
+
+
+def unit(random, row, params, shape):
+    """Numbers in [0, 1]: targets with both ends, predictions away from them."""
+    y_true = np.where(random.random(shape) < 0.5, np.round(random.random(shape)), random.random(shape))
+    return y_true, random.uniform(0.2, 0.8, size=shape)
+
+
+def sign(random, row, params, shape):
+    """Labels -1 and 1, and predictions on either side of the margin but not at it."""
+    y_true = random.choice([-1.0, 1.0], size=shape)
+    distance = random.uniform(0.1, 2.0, size=shape) * random.choice([-1, 1], size=shape)
+    return y_true, y_true * (1 - distance)
+
+
+def pairs(random, row, params, shape):
+    """Similar or not, and distances that are not the margin."""
+    margin = params.get("margin", 1.0)
+    distance = margin * np.where(random.random(shape) < 0.5, random.uniform(0.1, 0.9, shape), 1 + random.random(shape))
+    return np.round(random.random(shape)), np.where(np.abs(distance - margin) < 0.05, margin + 0.1, distance)
+
+
+def row_scores(random, row, params, shape):
+    """Distributions as targets, and scores whose order is clear."""
+    y_true, _ = distribution(random, row, {}, shape)
+    ranks = np.argsort(np.argsort(random.random(shape), axis=-1), axis=-1)
+    return y_true, 0.37 * ranks / max(1.0, shape[-1] / 8) + random.uniform(0.0, 0.02, size=shape)
+
+
+DOMAINS = {
+    "real": real,
+    "positive": positive,
+    "unit": unit,
+    "sign": sign,
+    "pairs": pairs,
+    "probability": probability,
+    "distribution": distribution,
+    "scores": row_scores,
+    "index": index,
+}
 
 
 def weight_families(shape: tuple[int, ...], *, seed: int = 7) -> dict[str, Any]:

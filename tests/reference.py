@@ -82,12 +82,123 @@ def sparse_categorical_crossentropy(labels, y_pred, dtype, from_logits=False, la
     return categorical_crossentropy(one_hot, y_pred, dtype, from_logits, label_smoothing)
 
 
+def mean_absolute_percentage_error(y_true, y_pred, dtype):
+    return 100 * np.mean(np.abs(y_pred - y_true) / np.maximum(np.abs(y_true), borders(dtype)[0]), axis=-1)
+
+
+def mean_squared_logarithmic_error(y_true, y_pred, dtype):
+    low = borders(dtype)[0]
+    return np.mean((np.log(np.maximum(y_pred, low) + 1) - np.log(np.maximum(y_true, low) + 1)) ** 2, axis=-1)
+
+
+def cosine_similarity(y_true, y_pred, dtype):
+    def unit(x):
+        return x / np.sqrt(np.maximum(np.sum(x**2, axis=-1, keepdims=True), borders(dtype)[0] ** 2))
+
+    return -np.sum(unit(y_true) * unit(y_pred), axis=-1)
+
+
+def pinball_loss(y_true, y_pred, dtype, tau=0.5):
+    error = y_true - y_pred
+    return np.mean(np.maximum(tau * error, (tau - 1) * error), axis=-1)
+
+
+def contrastive_loss(y_true, y_pred, dtype, margin=1.0):
+    return np.sum(y_true * y_pred**2 + (1 - y_true) * np.maximum(margin - y_pred, 0) ** 2, axis=-1)
+
+
+def hinge(y_true, y_pred, dtype):
+    return np.mean(np.maximum(1 - y_true * y_pred, 0), axis=-1)
+
+
+def squared_hinge(y_true, y_pred, dtype):
+    return np.mean(np.maximum(1 - y_true * y_pred, 0) ** 2, axis=-1)
+
+
+def categorical_hinge(y_true, y_pred, dtype):
+    negative = np.max((1 - y_true) * y_pred, axis=-1, initial=-np.inf)
+    return np.maximum(negative - np.sum(y_true * y_pred, axis=-1) + 1, 0)
+
+
+def poisson(y_true, y_pred, dtype):
+    return np.mean(y_pred - y_true * np.log(y_pred + borders(dtype)[0]), axis=-1)
+
+
+def kl_divergence(y_true, y_pred, dtype):
+    low = borders(dtype)[0]
+    t, q = clip(y_true, low, 1.0), clip(y_pred, low, 1.0)
+    return np.sum(t * np.log(t / q), axis=-1)
+
+
+def binary_focal_crossentropy(
+    y_true, y_pred, dtype, apply_class_balancing=False, alpha=0.25, gamma=2.0, from_logits=False, label_smoothing=0.0
+):
+    t = y_true * (1 - label_smoothing) + label_smoothing / 2
+    weight = t * alpha + (1 - t) * (1 - alpha) if apply_class_balancing else 1.0
+    return np.mean(weight * binary_focal(t, y_pred, dtype, gamma, from_logits, 0.0), axis=-1)
+
+
+def sigmoid_focal_crossentropy(y_true, y_pred, dtype, from_logits=False, alpha=0.25, gamma=2.0):
+    weight = y_true * alpha + (1 - y_true) * (1 - alpha) if alpha else 1.0
+    return np.sum(weight * binary_focal(y_true, y_pred, dtype, gamma, from_logits, EPSILON), axis=-1)
+
+
+def binary_focal(t, y_pred, dtype, gamma, from_logits, offset):
+    if from_logits:
+        p, complement = 1 / (1 + np.exp(-y_pred)), 1 / (1 + np.exp(y_pred))
+        log_p, log_not_p = -np.logaddexp(0, -y_pred), -np.logaddexp(0, y_pred)
+    else:
+        p, complement = y_pred, 1 - y_pred
+        q = clip(y_pred, *borders(dtype))
+        log_p, log_not_p = np.log(q + offset), np.log(1 - q + offset)
+    wrong = t * complement + (1 - t) * p
+    return wrong**gamma * (-times(t, log_p) - times(1 - t, log_not_p))
+
+
+def categorical_focal_crossentropy(
+    y_true, y_pred, dtype, alpha=0.25, gamma=2.0, from_logits=False, label_smoothing=0.0
+):
+    t = y_true * (1 - label_smoothing) + label_smoothing / y_pred.shape[-1]
+    if from_logits:
+        y_pred = np.exp(y_pred - np.max(y_pred, axis=-1, keepdims=True))
+    q = clip(y_pred / np.sum(y_pred, axis=-1, keepdims=True), *borders(dtype))
+    return np.sum(alpha * (1 - q) ** gamma * -t * np.log(q), axis=-1)
+
+
+def categorical_generalized_cross_entropy(labels, y_pred, dtype, q=0.5):
+    check_labels(labels, y_pred.shape[-1])
+    chosen = np.asarray([row[int(label)] for row, label in zip(y_pred, labels, strict=True)], float)
+    return (1 - chosen**q) / q
+
+
+def sparsemax_loss(y_true, y_pred, dtype):
+    ordered = -np.sort(-y_pred, axis=-1)
+    sums = np.cumsum(ordered, axis=-1)
+    count = np.arange(1, y_pred.shape[-1] + 1)
+    support = np.sum(1 + count * ordered > sums, axis=-1, keepdims=True)
+    threshold = (np.take_along_axis(sums, np.maximum(support - 1, 0), axis=-1) - 1) / np.maximum(support, 1)
+    s = np.maximum(y_pred - threshold, 0)
+    return np.sum(s * (y_pred - s / 2) + y_true * (y_true / 2 - y_pred), axis=-1)
+
+
+def dice(y_true, y_pred, dtype):
+    both = np.sum(y_true * y_pred, axis=-1)
+    return 1 - 2 * both / (np.sum(y_true, axis=-1) + np.sum(y_pred, axis=-1) + borders(dtype)[0])
+
+
+def tversky(y_true, y_pred, dtype, alpha=0.5, beta=0.5):
+    both = np.sum(y_true * y_pred, axis=-1)
+    wrong, missed = np.sum((1 - y_true) * y_pred, axis=-1), np.sum(y_true * (1 - y_pred), axis=-1)
+    return 1 - both / (both + alpha * wrong + beta * missed + borders(dtype)[0])
+
+
 class Reference(NamedTuple):
     function: Callable
     kind: str  # "pointwise" or "rowwise"
     labels: str = "dense"  # or "index"
     has_axis: bool = False  # False: always the last
     broadcasts: bool = False  # regression: y_true broadcasts up to y_pred
+    default_axis: int | tuple[()] | None = -1  # (): each element is a sample
 
 
 REFERENCES: dict[str, Reference] = {
@@ -100,6 +211,25 @@ REFERENCES: dict[str, Reference] = {
     "sparse_categorical_crossentropy": Reference(
         sparse_categorical_crossentropy, "rowwise", labels="index", has_axis=True
     ),
+    "mean_absolute_percentage_error": Reference(mean_absolute_percentage_error, "pointwise", broadcasts=True),
+    "mean_squared_logarithmic_error": Reference(mean_squared_logarithmic_error, "pointwise", broadcasts=True),
+    "cosine_similarity": Reference(cosine_similarity, "rowwise", has_axis=True, broadcasts=True),
+    "pinball_loss": Reference(pinball_loss, "pointwise", broadcasts=True),
+    "contrastive_loss": Reference(contrastive_loss, "pointwise", broadcasts=True, default_axis=()),
+    "hinge": Reference(hinge, "pointwise", broadcasts=True),
+    "squared_hinge": Reference(squared_hinge, "pointwise", broadcasts=True),
+    "categorical_hinge": Reference(categorical_hinge, "rowwise", broadcasts=True),
+    "poisson": Reference(poisson, "pointwise", broadcasts=True),
+    "kl_divergence": Reference(kl_divergence, "pointwise", broadcasts=True),
+    "binary_focal_crossentropy": Reference(binary_focal_crossentropy, "pointwise", has_axis=True),
+    "sigmoid_focal_crossentropy": Reference(sigmoid_focal_crossentropy, "pointwise"),
+    "categorical_focal_crossentropy": Reference(categorical_focal_crossentropy, "rowwise", has_axis=True),
+    "categorical_generalized_cross_entropy": Reference(
+        categorical_generalized_cross_entropy, "rowwise", labels="index"
+    ),
+    "sparsemax_loss": Reference(sparsemax_loss, "rowwise"),
+    "dice": Reference(dice, "rowwise", has_axis=True, default_axis=None),
+    "tversky": Reference(tversky, "rowwise", has_axis=True, default_axis=None),
 }
 
 
@@ -154,9 +284,14 @@ def squeeze_labels(labels, y_pred, axis):
     return labels
 
 
+def axis_of(name, params):
+    """The axis argument, or what stands for it where there is none."""
+    return params.get("axis", REFERENCES[name].default_axis)
+
+
 def axes_of(name, params, rank) -> tuple[int, ...]:
     """The axes that make up a sample, as non-negative numbers."""
-    axis = params.get("axis", -1) if REFERENCES[name].has_axis else -1
+    axis = axis_of(name, params)
     if axis is None:
         return tuple(range(rank))
     axes = axis if isinstance(axis, tuple) else (axis,)

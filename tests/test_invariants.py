@@ -255,7 +255,7 @@ def test_hessian_is_the_same_on_any_number_of_threads(row):
 def test_a_batch_is_its_rows(row, dtype):
     """Whatever tile, lane or remainder a row lands in, it gives what it gives alone."""
     for params in data.variants(row):
-        if params.get("axis", -1) != -1:
+        if reference.axis_of(row.name, params) != -1:
             continue
         loss = row.cls(**params, reduction="none")
         for rows, columns in itertools.product((1, 31, 64, 67), (2, 3, 4, 8, 9, 16, 17, 32, 33)):
@@ -393,7 +393,7 @@ def test_weights_behind_a_mask_do_not_exist_either(row, garbage, reduction):
 @every_float
 def test_a_mask_is_the_batch_without_those_rows(row, dtype):
     for params in data.variants(row):
-        if params.get("axis", -1) != -1:
+        if reference.axis_of(row.name, params) != -1:
             continue
         y_true, y_pred = data.inputs(row, params, (9, 4), seed=13, dtype=dtype)
         mask = np.array([True, False, True, True, False, False, True, True, True])
@@ -429,7 +429,7 @@ def test_mask_from_keras_mask_attribute(row):
 @pytest.mark.parametrize(("row", "params"), WITH_CLASSES)
 @every_float
 def test_class_weight_multiplies_the_weights_of_its_classes(row, params, dtype):
-    if params.get("axis", -1) != -1:
+    if reference.axis_of(row.name, params) != -1:
         pytest.skip("labels along another axis: classes are told on the last one")
     random = data.rng(16)
     tables = ({0: 0.5, 1: 3.0, 2: 0.25}, {1: 2.0}, {}, [0.5, 3.0, 0.25], np.array([2.0, 0.5, 1.5]))
@@ -466,7 +466,7 @@ def strip(params):
 
 @pytest.mark.parametrize(("row", "params"), WITH_CLASSES)
 def test_class_weight_reads_no_masked_label(row, params):
-    if params.get("axis", -1) != -1 or row.labels != "index":
+    if reference.axis_of(row.name, params) != -1 or row.labels != "index":
         pytest.skip("only labels that are class numbers can be out of range")
     y_true, y_pred = data.inputs(row, params, (5, 3), seed=18)
     mask = np.array([True, False, True, True, True])
@@ -693,7 +693,7 @@ def targets(row, shape, random):
 @every_float
 def test_dtypes_of_y_true(row, dtype):
     for params in data.variants(row):
-        if params.get("axis", -1) != -1 or "ignore_class" in params:
+        if reference.axis_of(row.name, params) != -1 or "ignore_class" in params:
             continue
         y_true = targets(row, (5, 3), data.rng(29))
         y_pred = data.inputs(row, params, (5, 3), seed=30, dtype=dtype)[1] + dtype(0.0625)
@@ -861,7 +861,7 @@ def test_dtypes_of_value_and_gradient(row, floatx):
 @every_loss
 def test_rank_rule(row):
     for params in data.variants(row):
-        if params.get("axis", -1) != -1:
+        if reference.axis_of(row.name, params) != -1:
             continue
         if row.labels == "index":
             pairs = [((5, 1), (5, 3)), ((2, 3, 1), (2, 3, 4)), ((1,), (3,)), ((1, 1), (1, 3))]
@@ -923,7 +923,7 @@ def test_regression_broadcasts_y_true_and_only_y_true(row):
 @pytest.mark.parametrize(("row", "params"), POINTWISE)
 @every_float
 def test_predictions_of_rank_one_are_samples_when_something_weighs_them(row, params, dtype):
-    if params.get("axis", -1) != -1:
+    if reference.axis_of(row.name, params) != -1:
         pytest.skip("the rule is about the last axis")
     y_true, y_pred = data.inputs(row, params, (6,), seed=38, dtype=dtype)
     weight, mask = np.array([2.0, 0.5, 1.0, 0.0, 3.0, 1.5]), np.array([True, False, True, True, True, False])
@@ -962,7 +962,7 @@ def test_class_weight_makes_samples_of_rank_one_predictions():
 @every_float
 def test_an_empty_batch(row, dtype):
     for params in data.variants(row):
-        if params.get("axis", -1) != -1:
+        if reference.axis_of(row.name, params) != -1:
             continue
         for shape in ((0, 3), (0, 4, 3), (2, 0, 3)):
             y_true, y_pred = data.inputs(row, params, shape, dtype=dtype)
@@ -982,7 +982,7 @@ def test_an_empty_batch(row, dtype):
 @every_loss
 def test_any_shape(row):
     """Random ranks, sizes, variants and calls against the oracle, the gradient along a random direction."""
-    variants = [params for params in data.variants(row) if params.get("axis", -1) == -1]
+    variants = [params for params in data.variants(row) if reference.axis_of(row.name, params) == -1]
 
     @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(draw=st.data())
@@ -1022,7 +1022,11 @@ def test_any_shape(row):
 @every_float
 def test_nan_stays_in_its_sample(row, params, dtype):
     for shape in (*data.shapes(row, params), (67, 9)):
-        axes = reference.axes_of(row.name, params, len(shape)) if params.get("axis", -1) == -1 or len(shape) > 2 else ()
+        axes = (
+            reference.axes_of(row.name, params, len(shape))
+            if reference.axis_of(row.name, params) == -1 or len(shape) > 2
+            else ()
+        )
         if not axes or len(axes) == len(shape):
             continue
         y_true, y_pred = data.inputs(row, params, shape, seed=40, dtype=dtype)

@@ -127,7 +127,7 @@ def test_value_and_gradient(row, function, params, dtype):
             label = f"{shape}, {reduction}, weighted: {weight is not None}, masked: {mask is not None}"
             loss = row.cls(**ours, reduction=reduction)
             plain = loss(y_true, y_pred, weight, mask=mask)
-            upstream = dtype(1.0) if plain.ndim else dtype(-1.5)
+            upstream = np.ones(plain.shape, dtype) if plain.ndim else dtype(-1.5)
             value, gradient = loss.value_and_grad(y_true, y_pred, weight, mask=mask, upstream=upstream)
             want = torch_value_and_grad(function, params, y_true, y_pred, weight, mask, reduction, upstream)
             assert_close(plain, want[0], label, rtol=RTOL[y_pred.dtype])

@@ -29,9 +29,12 @@ class Row:
         The function handle.
     labels : {"dense", "index"}
         Whether targets have the predictions' shape or are class indices.
-    domain : {"real", "probability", "distribution", "index"}
-        What targets and predictions may hold: real numbers; targets in [0, 1] and predictions that are probabilities
-        (or logits, under ``from_logits=True``); rows of such that are distributions; class indices and such rows.
+    domain : str
+        What targets and predictions may hold: ``"real"`` numbers; ``"positive"`` ones; ``"unit"``, numbers in [0, 1];
+        ``"sign"``, targets -1 or 1; ``"pairs"``, targets 0 or 1 and distances; ``"probability"``, targets in [0, 1] and
+        probabilities (or logits, under ``from_logits=True``); ``"distribution"``, rows of such that are distributions;
+        ``"scores"``, rows of distributions and of real numbers; ``"index"``, class indices and rows of probabilities
+        or logits.
     variants : tuple of dict
         Constructor arguments worth testing, the defaults first.
     formula : str
@@ -42,7 +45,7 @@ class Row:
     cls: type[KernelLoss]
     function: Callable[..., Any]
     labels: Literal["dense", "index"]
-    domain: Literal["real", "probability", "distribution", "index"]
+    domain: Literal["real", "positive", "unit", "sign", "pairs", "probability", "distribution", "scores", "index"]
     variants: tuple[dict[str, Any], ...]
     formula: str
 
@@ -92,6 +95,20 @@ _FROM_LOGITS: tuple[dict[str, Any], ...] = (
     {"label_smoothing": 0.1},
     {"from_logits": True},
     {"from_logits": True, "label_smoothing": 0.1},
+)
+
+_BINARY_FOCAL: tuple[dict[str, Any], ...] = (
+    {},
+    {"apply_class_balancing": True, "label_smoothing": 0.1, "gamma": 1.5},
+    {"from_logits": True},
+    {"from_logits": True, "apply_class_balancing": True, "label_smoothing": 0.1, "gamma": 0.5},
+)
+
+_CATEGORICAL_FOCAL: tuple[dict[str, Any], ...] = (
+    {},
+    {"alpha": 0.5, "gamma": 1.5, "label_smoothing": 0.1},
+    {"from_logits": True},
+    {"from_logits": True, "gamma": 0.5, "label_smoothing": 0.1},
 )
 
 LOSSES: dict[str, Row] = {
@@ -151,6 +168,121 @@ LOSSES: dict[str, Row] = {
             "index",
             _FROM_LOGITS,
             "-log q[y], q = softmax(p) or p/Σp",
+        ),
+        Row(
+            "mean_absolute_percentage_error",
+            losses.MeanAbsolutePercentageError,
+            losses.mean_absolute_percentage_error,
+            "dense",
+            "positive",
+            ({},),
+            "100·mean(abs(p - y) / max(abs(y), ε))",
+        ),
+        Row(
+            "mean_squared_logarithmic_error",
+            losses.MeanSquaredLogarithmicError,
+            losses.mean_squared_logarithmic_error,
+            "dense",
+            "positive",
+            ({},),
+            "mean((log(1 + p) - log(1 + y))²)",
+        ),
+        Row(
+            "cosine_similarity",
+            losses.CosineSimilarity,
+            losses.cosine_similarity,
+            "dense",
+            "real",
+            ({},),
+            "-Σ y·p / (norm(y)·norm(p))",
+        ),
+        Row(
+            "pinball_loss",
+            losses.PinballLoss,
+            losses.pinball_loss,
+            "dense",
+            "real",
+            ({}, {"tau": 0.1}),
+            "mean(max(τ·(y - p), (τ - 1)·(y - p)))",
+        ),
+        Row(
+            "contrastive_loss",
+            losses.ContrastiveLoss,
+            losses.contrastive_loss,
+            "dense",
+            "pairs",
+            ({}, {"margin": 2.0}),
+            "y·p² + (1 - y)·max(m - p, 0)²",
+        ),
+        Row("hinge", losses.Hinge, losses.hinge, "dense", "sign", ({},), "mean(max(1 - y·p, 0))"),
+        Row(
+            "squared_hinge", losses.SquaredHinge, losses.squared_hinge, "dense", "sign", ({},), "mean(max(1 - y·p, 0)²)"
+        ),
+        Row(
+            "categorical_hinge",
+            losses.CategoricalHinge,
+            losses.categorical_hinge,
+            "dense",
+            "scores",
+            ({},),
+            "max(max((1 - y)·p) - Σ y·p + 1, 0)",
+        ),
+        Row("poisson", losses.Poisson, losses.poisson, "dense", "positive", ({},), "mean(p - y·log(p + ε))"),
+        Row("kl_divergence", losses.KLDivergence, losses.kl_divergence, "dense", "unit", ({},), "Σ y·log(y / p)"),
+        Row(
+            "binary_focal_crossentropy",
+            losses.BinaryFocalCrossentropy,
+            losses.binary_focal_crossentropy,
+            "dense",
+            "probability",
+            _BINARY_FOCAL,
+            "mean((1 - p_t)^γ · binary cross-entropy)",
+        ),
+        Row(
+            "sigmoid_focal_crossentropy",
+            losses.SigmoidFocalCrossEntropy,
+            losses.sigmoid_focal_crossentropy,
+            "dense",
+            "probability",
+            ({}, {"from_logits": True}, {"from_logits": True, "alpha": 0.0, "gamma": 0.0}, {"gamma": 1.5}),
+            "Σ α_t·(1 - p_t)^γ · binary cross-entropy",
+        ),
+        Row(
+            "categorical_focal_crossentropy",
+            losses.CategoricalFocalCrossentropy,
+            losses.categorical_focal_crossentropy,
+            "dense",
+            "distribution",
+            _CATEGORICAL_FOCAL,
+            "-Σ α·(1 - q)^γ·y·log q",
+        ),
+        Row(
+            "categorical_generalized_cross_entropy",
+            losses.CategoricalGeneralizedCrossEntropy,
+            losses.categorical_generalized_cross_entropy,
+            "index",
+            "index",
+            ({"q": 0.5}, {"q": 0.7}),
+            "(1 - p[y]^q) / q",
+        ),
+        Row(
+            "sparsemax_loss",
+            losses.SparsemaxLoss,
+            losses.sparsemax_loss,
+            "dense",
+            "scores",
+            ({},),
+            "Σ s·(p - s/2) + Σ y·(y/2 - p), s = sparsemax(p)",
+        ),
+        Row("dice", losses.Dice, losses.dice, "dense", "unit", ({}, {"axis": -1}), "1 - 2·Σ y·p / (Σ y + Σ p + ε)"),
+        Row(
+            "tversky",
+            losses.Tversky,
+            losses.tversky,
+            "dense",
+            "unit",
+            ({"alpha": 0.3, "beta": 0.8, "axis": -1}, {"alpha": 0.3}),
+            "1 - Σ y·p / (Σ y·p + α·Σ (1 - y)·p + β·Σ y·(1 - p) + ε)",
         ),
     )
 }

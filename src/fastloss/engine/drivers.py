@@ -36,7 +36,6 @@ from numba import prange
 from fastloss.engine import access, jit, storage
 from fastloss.engine.toolbox import toolbox
 from fastloss.engine.variant import CELLS, CHUNK, Variant
-from fastloss.kernels.definition import Kernel
 
 
 def build(variant: Variant) -> Callable[..., Any]:
@@ -52,9 +51,9 @@ def build(variant: Variant) -> Callable[..., Any]:
     else:
         row = _rowwise_row(variant, xp)
     unit = _cells(variant, xp) if variant.short else _rows(variant, xp, row)
-    first_bad = _first_bad(variant)
+    first_bad, odd = _first_bad(variant), _odd_labels(variant, xp)
     GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
-    INDEX, IN_PLACE = variant.index, variant.in_place
+    INDEX, IN_PLACE, BINARY = variant.index, variant.in_place, variant.kernel.binary_labels
 
     def drive(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale, grad_scale):
         p_flat = p.ravel()
@@ -75,6 +74,14 @@ def build(variant: Variant) -> Callable[..., Any]:
             h_flat = h.ravel()
         rows = (n + columns - 1) // columns
         units = (rows + rows_per_unit - 1) // rows_per_unit
+        if BINARY:
+            size = columns * rows_per_unit
+            others = np.empty(units, np.int64)
+            for u in prange(units):
+                others[u] = odd(y_flat, u * size, min(n, (u + 1) * size))
+            params = params.copy()
+            if others.sum() == 0:
+                params[0], params[1] = 2, -1
         totals = np.empty(units, np.float64)
         for u in prange(units):
             totals[u] = unit(
@@ -107,7 +114,14 @@ def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., A
     compute = xp.type
     WEIGHTED, MASKED, VALUES = variant.weighted, variant.masked, variant.values
     clear = _clear(variant)
-    SCRATCH = variant.kernel.shape == "rowwise" and variant.outputs >= 1 and variant.g != variant.dtype
+    rowwise = variant.kernel.shape == "rowwise"
+    functions = variant.kernel.factory(xp) if rowwise else None
+    AGAIN = functions is not None and functions.regather is not None
+    SCRATCH = functions is not None and (
+        (functions.keeps == "gathered" and not _in_gradient(variant) and (variant.outputs >= 1 or AGAIN))
+        or functions.pivot == "simplex"
+    )
+    MORE = AGAIN and variant.outputs >= 1
 
     @jit.inner_loop
     def unit(first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale):
@@ -115,6 +129,9 @@ def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., A
         kept = g
         if SCRATCH:
             kept = np.empty(columns, compute)
+        more = kept
+        if MORE:
+            more = np.empty(columns, compute)
         for r in range(first, last):
             start = r * columns
             stop = min(start + columns, n)
@@ -127,7 +144,7 @@ def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., A
             scale = grad_scale
             if WEIGHTED:
                 scale = scale * grad_weights[r]
-            loss = row(y, p, g, h, kept, r, start, stop, compute(scale), params)
+            loss = row(y, p, g, h, kept, more, r, start, stop, compute(scale), params)
             if WEIGHTED:
                 loss = loss * weights[r]
             if VALUES:
@@ -136,6 +153,11 @@ def _rows(variant: Variant, xp: Any, row: Callable[..., Any]) -> Callable[..., A
         return total
 
     return unit
+
+
+def _in_gradient(variant: Variant) -> bool:
+    """Whether what is gathered waits in the gradient's memory; if that has another dtype, in a row of scratch."""
+    return variant.outputs >= 1 and variant.g == variant.dtype
 
 
 def _clear(variant: Variant) -> Callable[..., Any]:
@@ -158,15 +180,15 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
     """A row of a pointwise loss: the sum of its elements' losses."""
     GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     zero = xp.const(0.0)
-    terms = _with_params(variant.kernel, xp)
+    terms, own = xp.jit(variant.kernel.factory(xp)), _own(variant, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     touch = _touch(variant)
 
     @jit.inner_loop
-    def chunk(y, p, g, h, start, stop, scale, params):
+    def chunk(y, p, g, h, first, start, stop, scale, params):
         total = zero
         for i in range(start, stop):
-            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
+            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), *own(params, i - first))
             total += loss
             if GRADIENT:
                 if IN_PLACE:
@@ -178,12 +200,12 @@ def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         return total
 
     @jit.inner_loop
-    def row(y, p, g, h, kept, r, start, stop, scale, params):
+    def row(y, p, g, h, kept, more, r, start, stop, scale, params):
         total = 0.0
         for i in range(start, stop, CHUNK):
             end = min(i + CHUNK, stop)
             touch(y, p, g, h, i, end)
-            total += chunk(y, p, g, h, i, end, scale, params)
+            total += chunk(y, p, g, h, start, i, end, scale, params)
         return total
 
     return row
@@ -208,23 +230,14 @@ def _touch(variant: Variant) -> Callable[..., Any]:
     return touch
 
 
-def _with_params(kernel: Kernel, xp: Any) -> Callable[..., Any]:
-    """``terms(y, p, params)`` whatever the number of parameters; reading them from an array hoists out of the loop."""
-    terms = xp.jit(kernel.factory(xp))
-
-    def none(y, p, params):
-        return terms(y, p)
-
-    def one(y, p, params):
-        return terms(y, p, params[0])
-
-    def two(y, p, params):
-        return terms(y, p, params[0], params[1])
-
-    def three(y, p, params):
-        return terms(y, p, params[0], params[1], params[2])
-
-    return xp.jit((none, one, two, three)[len(kernel.params)])  # type: ignore[no-any-return]
+def _own(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """``own(params, column)``: the kernel's parameters as a tuple; reading them from an array hoists out of a loop."""
+    kernel = variant.kernel
+    first = 0 if kernel.shape == "pointwise" else 2
+    if variant.vector:
+        return xp.jit(lambda params, column: (params[np.uintp(column)],))  # type: ignore[no-any-return]
+    names = "".join(f"params[{first + k}], " for k in range(len(kernel.params)))
+    return xp.jit(eval(f"lambda params, column: ({names})"))  # type: ignore[no-any-return]
 
 
 def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
@@ -237,7 +250,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     MASKED, WEIGHTED = variant.masked, variant.weighted
     VALUES = variant.values
-    terms = _with_params(variant.kernel, xp)
+    terms, own = xp.jit(variant.kernel.factory(xp)), _own(variant, xp)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     clear, touch = _clear(variant), _touch(variant)
@@ -245,7 +258,7 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     @jit.inner_loop
     def tile(y, p, g, h, start, stop, scales, losses, params):
         for i in range(start, stop):
-            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), params)
+            loss, slope, curvature = terms(load_y(y, i), load_p(p, i), *own(params, 0))
             put(losses, i - start, loss)
             if GRADIENT:
                 if IN_PLACE:
@@ -294,36 +307,25 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
 
 
 def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
-    """A row of a rowwise loss in three stages; the row comes from memory once and from cache after that."""
+    """A row of a rowwise loss in its stages; the row comes from memory once and from cache after that."""
     GRADIENT = variant.outputs >= 1
     INDEX, SMOOTH, IN_PLACE = variant.index, variant.smooth, variant.in_place
-    pivot, gather, finish, slope, targets_only = variant.kernel.factory(xp)
-    MAXIMUM = pivot == "max"
-    LABEL_ONLY = targets_only and INDEX and not SMOOTH
-    # What `slope` needs waits in the gradient's memory, or in a row of scratch where that has another dtype.
-    SHARED = variant.g == variant.dtype
-    gather, finish, slope = xp.jit(gather), xp.jit(finish), xp.jit(slope)
+    functions = variant.kernel.factory(xp)
+    LABEL_ONLY = functions.targets_only and INDEX and not SMOOTH
+    KEEPS = functions.keeps == "gathered"
+    PREDICTION = functions.keeps == "prediction"
+    PEAK, AGAIN = functions.peak is not None, functions.regather is not None
+    SHARED = _in_gradient(variant)
+    gather, finish, slope = xp.jit(functions.gather), xp.jit(functions.finish), xp.jit(functions.slope)
+    optional = (functions.score, functions.peak, functions.regather, functions.refinish)
+    score, peak, regather, refinish = (xp.jit(function) if function else function for function in optional)
     compute = xp.type
     zero, one = xp.consts(0.0, 1.0)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
-    index = _index(variant)
+    index, own = _index(variant), _own(variant, xp)
     touch = _touch(variant)
-
-    @jit.inner_loop
-    def reduce(p, start, stop):
-        if MAXIMUM:
-            m = load_p(p, start)
-            for i in range(start, stop):
-                m = jit.maximum(m, load_p(p, i))
-            return m
-        total = 0.0
-        for low in range(start, stop, CHUNK):
-            part = zero
-            for i in range(low, min(low + CHUNK, stop)):
-                part += load_p(p, i)
-            total += part
-        return compute(total)
+    reduce = _pivot(variant, xp, functions.pivot, score)
 
     @jit.scalar
     def target(y, i, params):
@@ -332,27 +334,44 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
             return params[0] if SMOOTH else zero
         return load_y(y, i) * (one - params[1]) + params[0] if SMOOTH else load_y(y, i)
 
-    @jit.inner_loop
-    def spread(y, g, kept, start, stop, u, v, scale, params):
-        for i in range(start, stop):
-            keep = zero
-            if not LABEL_ONLY:
-                if SHARED:
-                    keep = get(g, i)
-                else:
-                    keep = get(kept, i - start)
-            store(g, i, slope(target(y, i, params), keep, u, v) * scale)
+    @jit.scalar
+    def held(p, g, kept, i, start):
+        """What is kept of element i. Where the gradient overwrites the predictions, they are named as it is."""
+        if PREDICTION:
+            return load_p(g, i) if IN_PLACE else load_p(p, i)
+        if KEEPS and not LABEL_ONLY:
+            return get(g, i) if SHARED else get(kept, i - start)
+        return zero
 
     @jit.inner_loop
-    def row(y, p, g, h, kept, r, start, stop, scale, params):
-        m = reduce(p, start, stop)
+    def spread(y, p, g, kept, more, start, stop, u, v, scale, params):
+        for i in range(start, stop):
+            keep = held(p, g, kept, i, start)
+            if AGAIN:
+                store(g, i, slope(target(y, i, params), keep, u, v, get(more, i - start), *own(params, 0)) * scale)
+            else:
+                store(g, i, slope(target(y, i, params), keep, u, v, *own(params, 0)) * scale)
+
+    @jit.inner_loop
+    def first_peak(y, p, m, start, stop, params):
+        """The first element whose score is the pivot, or `stop`."""
+        found = stop
+        for i in range(start, stop):
+            here = i if score(load_y(y, i), load_p(p, i), *own(params, 0)) == m else stop
+            found = min(found, here)
+        return found
+
+    @jit.inner_loop
+    def row(y, p, g, h, kept, more, r, start, stop, scale, params):
+        rest = own(params, 0)
+        m = reduce(y, p, kept, start, stop, params)
         label = start
         right = one
         wrong = zero
-        score = zero
+        picked = zero
         if INDEX:
             label = start + index(y[r], stop - start)
-            score = load_p(p, label)
+            picked = load_p(p, label)
             if SMOOTH:
                 wrong = params[0]
                 right = (one - params[1]) + params[0]
@@ -364,11 +383,11 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
                 touch(y, p, g, h, low, end)
                 a_part, b_part, c_part = zero, zero, zero
                 for i in range(low, end):
-                    keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m)
+                    keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m, *rest)
                     a_part += a_i
                     b_part += b_i
                     c_part += c_i
-                    if GRADIENT:
+                    if KEEPS and (GRADIENT or AGAIN):
                         if not SHARED:
                             put(kept, i - start, keep)
                         elif IN_PLACE:
@@ -381,19 +400,106 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
         label_kept = zero
         if INDEX:
             # Take the label's entry out with the target it does not have, put it in with the one it has.
-            keep, a_i, b_i, c_i = gather(wrong, score, m)
-            label_kept, a_label, b_label, c_label = gather(right, score, m)
+            keep, a_i, b_i, c_i = gather(wrong, picked, m, *rest)
+            label_kept, a_label, b_label, c_label = gather(right, picked, m, *rest)
             a += a_label - a_i
             b += b_label - b_i
             c += c_label - c_i
-        loss, u, v = finish(m, compute(a), compute(b), compute(c))
+        loss, u, v = finish(m, compute(a), compute(b), compute(c), *rest)
+        if AGAIN:
+            a, b, c = 0.0, 0.0, 0.0
+            for low in range(start, stop, CHUNK):
+                a_part, b_part, c_part = zero, zero, zero
+                for i in range(low, min(low + CHUNK, stop)):
+                    extra, a_i, b_i, c_i = regather(target(y, i, params), held(p, g, kept, i, start), u, v, *rest)
+                    a_part += a_i
+                    b_part += b_i
+                    c_part += c_i
+                    if GRADIENT:
+                        put(more, i - start, extra)
+                a += a_part
+                b += b_part
+                c += c_part
+            loss, u, v = refinish(u, v, compute(a), compute(b), compute(c), *rest)
         if GRADIENT:
-            spread(y, g, kept, start, stop, u, v, scale, params)
+            top = stop
+            if PEAK:
+                top = first_peak(y, p, m, start, stop, params)
+            spread(y, p, g, kept, more, start, stop, u, v, scale, params)
             if INDEX:
-                store(g, label, slope(right, label_kept, u, v) * scale)
+                store(g, label, slope(right, label_kept, u, v, *rest) * scale)
+            if PEAK:
+                if top < stop:
+                    t = target(y, top, params)
+                    store(g, top, (slope(t, zero, u, v, *rest) + peak(t, u, v, *rest)) * scale)
         return np.float64(loss)
 
     return row
+
+
+def _pivot(variant: Variant, xp: Any, pivot: str, score: Any) -> Callable[..., Any]:
+    """``reduce(y, p, scratch, start, stop, params)``: the number that a row is related to."""
+    zero, one = xp.consts(0.0, 1.0)
+    compute = xp.type
+    load_y, load_p = xp.load(variant.y), xp.load(variant.p)
+    own = _own(variant, xp)
+    infinity, nan = compute(np.inf), compute(np.nan)
+
+    def none(y, p, scratch, start, stop, params):
+        return zero
+
+    def largest(y, p, scratch, start, stop, params):
+        m = load_p(p, start)
+        for i in range(start, stop):
+            m = jit.maximum(m, load_p(p, i))
+        return m
+
+    def largest_score(y, p, scratch, start, stop, params):
+        m = -infinity
+        for i in range(start, stop):
+            m = jit.maximum(m, score(load_y(y, i), load_p(p, i), *own(params, 0)))
+        return m
+
+    def total(y, p, scratch, start, stop, params):
+        total = 0.0
+        for low in range(start, stop, CHUNK):
+            part = zero
+            for i in range(low, min(low + CHUNK, stop)):
+                part += load_p(p, i)
+            total += part
+        return compute(total)
+
+    inner_largest = jit.inner_loop(largest)
+
+    def simplex(y, p, scratch, start, stop, params):
+        """The threshold of the projection on the simplex.
+
+        It is at least the largest prediction less one, so the few above that are all that must be sorted.
+        """
+        m = inner_largest(y, p, scratch, start, stop, params)
+        if not abs(m) < infinity:
+            return nan
+        count = 0
+        for i in range(start, stop):
+            z = load_p(p, i) - m
+            if z > -one:
+                scratch[count] = z
+                count += 1
+        chosen = scratch[:count]
+        chosen.sort()
+        total = 0.0
+        threshold = 0.0
+        for k in range(1, count + 1):
+            z = np.float64(chosen[count - k])
+            if one + k * z <= total + z:
+                break
+            total += z
+            threshold = (total - 1.0) / k
+        return compute(m + threshold)
+
+    return jit.inner_loop(
+        {"none": none, "max": largest, "score": largest_score, "sum": total, "simplex": simplex}[pivot]
+    )
 
 
 def _index(variant: Variant) -> Callable[..., Any]:
@@ -420,6 +526,25 @@ def _index(variant: Variant) -> Callable[..., Any]:
 
         return jit.scalar(half)
     return jit.scalar({"i": signed, "u": unsigned, "f": floating}[kind])
+
+
+def _odd_labels(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """``odd(y, start, stop)``: whether some target is neither 0 nor 1; it stops looking soon after the first."""
+    load_y = xp.load(variant.y)
+    zero, one = xp.consts(0.0, 1.0)
+
+    @jit.inner_loop
+    def odd(y, start, stop):
+        for low in range(start, stop, CHUNK):
+            others = 0
+            for i in range(low, min(low + CHUNK, stop)):
+                t = load_y(y, i)
+                others += (t != zero) & (t != one)
+            if others:
+                return 1
+        return 0
+
+    return odd
 
 
 def _first_bad(variant: Variant) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from fastloss.engine import threads
 from fastloss.engine.compile import compiled
 from fastloss.engine.variant import FLAT_COLUMNS, SHORT_ROW, UNIT_ELEMENTS, Variant
 
-NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "memory": 0.25}
+NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "pow": 3.0, "memory": 0.25}
 """About what an element costs on one thread: enough to tell when a second one pays."""
 
 ROW_NANOSECONDS = 40.0
@@ -37,10 +37,10 @@ class Launch:
     def __init__(self, variant: Variant, rows: int, columns: int, params: Iterable[float]) -> None:
         pointwise = variant.kernel.shape == "pointwise"
         elements = rows * columns
-        if pointwise and not (variant.weighted or variant.masked or variant.values):
+        if pointwise and not (variant.weighted or variant.masked or variant.values or variant.vector):
             columns = FLAT_COLUMNS
         elif pointwise:
-            variant = replace(variant, short=columns <= SHORT_ROW)
+            variant = replace(variant, short=columns <= SHORT_ROW and not variant.vector)
         self.variant = variant
         self.columns = columns
         self.rows_per_unit = max(1, UNIT_ELEMENTS // max(1, columns))

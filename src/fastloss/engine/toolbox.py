@@ -39,7 +39,7 @@ class Toolbox(ModuleType):
         self.type = dtype.type
         self.epsilon = self.const(EPSILON)
         self.jit: Callable[[Any], Any] = jit.scalar if compiled else lambda function: function
-        for functions in (vmath.build(self.type, self.jit), _comparisons(self.jit)):
+        for functions in (vmath.build(self.type, self.jit), _elementary(self.jit)):
             for name, function in functions.items():
                 setattr(self, name, function)
 
@@ -64,8 +64,8 @@ class Toolbox(ModuleType):
         return access.store(code)
 
 
-def _comparisons(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
-    """Selections that keep a NaN whichever operand holds it, which the processor's own min and max do not."""
+def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
+    """Square roots, and selections that keep a NaN in either operand, which the processor's min and max do not."""
 
     def where(condition, a, b):
         return a if condition else b
@@ -80,7 +80,10 @@ def _comparisons(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]
         x = low if x < low else x
         return high if x > high else x
 
-    return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip)}
+    def sqrt(x):
+        return np.sqrt(x)
+
+    return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip, sqrt)}
 
 
 @cache

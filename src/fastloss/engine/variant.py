@@ -36,9 +36,10 @@ class Variant:
         Storage codes of targets, predictions and gradient.
     outputs : int
         0 for the value alone, 1 with the gradient, 2 with the diagonal Hessian too.
-    weighted, masked, values, in_place, index, smooth, short, parallel : bool
+    weighted, masked, values, in_place, index, smooth, vector, short, parallel : bool
         Per-row weights; a per-row mask; per-row values are written; the gradient overwrites the predictions; the
-        targets are class indices; they are smoothed; rows are short; compiled for several threads.
+        targets are class indices; they are smoothed; the one parameter differs by column; rows are short; compiled for
+        several threads.
     """
 
     kernel: Kernel
@@ -53,5 +54,6 @@ class Variant:
     in_place: bool = False
     index: bool = False
     smooth: bool = False
+    vector: bool = False
     short: bool = False
     parallel: bool = False

@@ -7,21 +7,85 @@ from fastloss.kernels.crossentropy import (
     binary_crossentropy_logits,
     categorical_crossentropy,
     categorical_crossentropy_logits,
+    generalized_crossentropy,
+    sparsemax,
 )
-from fastloss.kernels.definition import Kernel, RowFunctions, pointwise, rowwise
-from fastloss.kernels.regression import huber, log_cosh, mean_absolute_error, mean_squared_error
+from fastloss.kernels.definition import (
+    Kernel,
+    RowFunctions,
+    itemwise,
+    pointwise,
+    rowwise,
+)
+from fastloss.kernels.divergence import (
+    kl_divergence,
+    poisson,
+)
+from fastloss.kernels.focal import (
+    binary_focal,
+    binary_focal_logits,
+    binary_focal_logits_squared,
+    binary_focal_squared,
+    categorical_focal,
+    categorical_focal_logits,
+    categorical_focal_logits_squared,
+    categorical_focal_squared,
+)
+from fastloss.kernels.hinge import (
+    categorical_hinge,
+    hinge,
+    squared_hinge,
+)
+from fastloss.kernels.overlap import (
+    dice,
+    tversky,
+)
+from fastloss.kernels.regression import (
+    contrastive,
+    cosine_similarity,
+    huber,
+    log_cosh,
+    mean_absolute_error,
+    mean_absolute_percentage_error,
+    mean_squared_error,
+    mean_squared_logarithmic_error,
+    pinball,
+)
 
 __all__ = [
     "Kernel",
     "RowFunctions",
     "binary_crossentropy",
     "binary_crossentropy_logits",
+    "binary_focal",
+    "binary_focal_logits",
+    "binary_focal_logits_squared",
+    "binary_focal_squared",
     "categorical_crossentropy",
     "categorical_crossentropy_logits",
+    "categorical_focal",
+    "categorical_focal_logits",
+    "categorical_focal_logits_squared",
+    "categorical_focal_squared",
+    "categorical_hinge",
+    "contrastive",
+    "cosine_similarity",
+    "dice",
+    "generalized_crossentropy",
+    "hinge",
     "huber",
+    "itemwise",
+    "kl_divergence",
     "log_cosh",
     "mean_absolute_error",
+    "mean_absolute_percentage_error",
     "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "pinball",
     "pointwise",
+    "poisson",
     "rowwise",
+    "sparsemax",
+    "squared_hinge",
+    "tversky",
 ]

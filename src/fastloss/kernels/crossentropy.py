@@ -7,17 +7,17 @@ from typing import Any
 from fastloss.kernels.definition import RowFunctions, pointwise, rowwise
 
 
-@pointwise(params=("label_smoothing",), calls=("exp", "log", "div"))
+@pointwise(params=("kept", "shift"), calls=("exp", "log", "div"))
 def binary_crossentropy_logits(xp: Any) -> Any:
-    """log(1 + eᶻ) - t·z, slope σ(z) - t, with t = y(1 - s) + s/2.
+    """log(1 + eᶻ) - t·z, slope σ(z) - t, with t = kept·y + shift.
 
     With E = exp(-|z|): log(1 + E) + |z|·u where u is 1 - t for positive z and t otherwise, so nothing overflows and
     a certain, right answer (u = 0) costs nothing even at an infinite logit.
     """
-    zero, half, one = xp.consts(0.0, 0.5, 1.0)
+    zero, one = xp.consts(0.0, 1.0)
 
-    def terms(y, z, smoothing):
-        t = y * (one - smoothing) + half * smoothing
+    def terms(y, z, kept, shift):
+        t = y * kept + shift
         a = abs(z)
         e = xp.exp_nonpositive(-a)
         u = xp.where(z > zero, one - t, t)
@@ -28,18 +28,18 @@ def binary_crossentropy_logits(xp: Any) -> Any:
     return terms
 
 
-@pointwise(params=("label_smoothing",), calls=("log", "log", "div"))
+@pointwise(params=("kept", "shift"), calls=("log", "log", "div"))
 def binary_crossentropy(xp: Any) -> Any:
-    """-t·log c - (1 - t)·log(1 - c) with c = clip(p, ε, 1 - ε) and t = y(1 - s) + s/2.
+    """-t·log c - (1 - t)·log(1 - c) with c = clip(p, ε, 1 - ε) and t = kept·y + shift.
 
     The clip is dead beyond its borders (slope 0) and alive on them, as automatic differentiation has it.
     """
-    zero, half, one = xp.consts(0.0, 0.5, 1.0)
+    zero, one = xp.consts(0.0, 1.0)
     low = xp.epsilon
     high = one - low
 
-    def terms(y, p, smoothing):
-        t = y * (one - smoothing) + half * smoothing
+    def terms(y, p, kept, shift):
+        t = y * kept + shift
         c = xp.clip(p, low, high)
         d = one - c
         alive = c == p
@@ -95,3 +95,43 @@ def categorical_crossentropy(xp: Any) -> Any:
         return (u - d) * v
 
     return RowFunctions("sum", gather, finish, slope, targets_only=True)
+
+
+@rowwise(params=("q",))
+def generalized_crossentropy(xp: Any) -> Any:
+    """(1 - pᵠ)/q of the label's probability p, slope -pᵠ⁻¹; nothing of the other classes."""
+    zero, one = xp.consts(0.0, 1.0)
+
+    def gather(t, p, m, q):
+        right = t != zero
+        return xp.where(right, -xp.pow(p, q - one), zero), xp.where(right, (one - xp.pow(p, q)) / q, zero), zero, zero
+
+    def finish(m, loss, unused, unused_too, q):
+        return loss, zero, zero
+
+    def slope(t, kept, u, v, q):
+        return kept
+
+    return RowFunctions("none", gather, finish, slope, targets_only=True)
+
+
+@rowwise()
+def sparsemax(xp: Any) -> Any:
+    """Σ s·(z - s/2) + Σ t·(t/2 - z) with s = max(z - τ, 0), where τ makes Σs = 1; gradient s - t.
+
+    A class without support (s = 0) or target contributes 0 even at logit -∞.
+    """
+    zero, half = xp.consts(0.0, 0.5)
+
+    def gather(t, z, threshold):
+        s = xp.maximum(z - threshold, zero)
+        expected = xp.where(s == zero, zero, s * (z - half * s))
+        return s, expected + xp.where(t == zero, zero, t * (half * t - z)), zero, zero
+
+    def finish(threshold, loss, unused, unused_too):
+        return loss, zero, zero
+
+    def slope(t, s, u, v):
+        return s - t
+
+    return RowFunctions("simplex", gather, finish, slope)

@@ -11,10 +11,10 @@ Three shapes exist:
     derivative in ``p``. A driver uses what it needs and the compiler deletes the rest.
 
 `rowwise`
-    Losses that normalise a whole row of class scores and are linear in the targets, as four scalar functions
-    (`RowFunctions`). Dense targets, class indices and label smoothing all come from the same four: for class indices
-    the vector loop runs with the constant target of the wrong classes, which folds most of the arithmetic away, and
-    the label's own entry is mended after the loop.
+    Losses that need sums over a whole row, as a few scalar functions (`RowFunctions`). Where they are linear in the
+    targets, dense targets, class indices and label smoothing all come from the same functions: for class indices the
+    vector loop runs with the constant target of the wrong classes, which folds most of the arithmetic away, and the
+    label's own entry is mended after the loop.
 
 `itemwise`
     What fits neither: ``item(i, *arrays)`` does everything for sequence, box or anchor ``i``, reading and writing
@@ -29,28 +29,43 @@ from typing import Any, Literal, NamedTuple
 
 
 class RowFunctions(NamedTuple):
-    """The stages of a rowwise loss; each is called once an element but `finish`, once a row.
+    """The stages of a rowwise loss; each is called once an element, but `finish` and `refinish` once a row.
+
+    All of them take the kernel's parameters as further arguments, after those named here.
 
     Attributes
     ----------
-    pivot : {"max", "sum"}
-        How the first stage reduces the row's predictions to one number ``m``.
+    pivot : {"max", "sum", "score", "simplex", "none"}
+        How the first stage reduces the row to one number ``m``: the largest prediction, the sum of predictions, the
+        largest `score`, the number whose excess over it sums to one, 0.
     gather : callable
-        ``gather(t, p, m) -> (kept, a, b, c)``. ``kept`` waits for `slope`, in the gradient's own memory; the sums of
-        ``a``, ``b`` and ``c`` over the row go to `finish`.
+        ``gather(t, p, m) -> (kept, a, b, c)``. The sums of ``a``, ``b`` and ``c`` over the row go to `finish`.
     finish : callable
         ``finish(m, a, b, c) -> (loss, u, v)``: the row's loss and two numbers for `slope`.
     slope : callable
-        ``slope(t, kept, u, v) -> gradient``. It does not see the prediction, whose memory the gradient may overwrite.
+        ``slope(t, kept, u, v) -> gradient``.
     targets_only : bool
         `gather` gives zeros where the target is 0: with unsmoothed class indices only the label's entry is gathered.
+    keeps : {"gathered", "prediction", "nothing"}
+        What `slope` gets as ``kept``: `gather`'s, which waits in the gradient's own memory; the prediction; 0.
+    score, peak : callable, optional
+        ``score(t, p)``, of which the pivot is the row's largest, and ``peak(t, u, v)``, added to the slope of the first
+        element that has it.
+    regather, refinish : callable, optional
+        A second stage: ``regather(t, kept, u, v) -> (more, a, b, c)`` and ``refinish(u, v, a, b, c) -> (loss, u, v)``,
+        which replaces what `finish` gave. `slope` then is ``slope(t, kept, u, v, more)``.
     """
 
-    pivot: Literal["max", "sum"]
+    pivot: Literal["max", "sum", "score", "simplex", "none"]
     gather: Callable[..., Any]
     finish: Callable[..., Any]
     slope: Callable[..., Any]
     targets_only: bool = False
+    keeps: Literal["gathered", "prediction", "nothing"] = "gathered"
+    score: Callable[..., Any] | None = None
+    peak: Callable[..., Any] | None = None
+    regather: Callable[..., Any] | None = None
+    refinish: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,14 @@ class Kernel:
     factory : callable
         ``factory(xp)`` returns ``terms``, `RowFunctions` or ``item``.
     params : tuple of str
-        Names of the run-time parameters, which reach ``terms`` in the kernel's dtype, in this order.
+        Names of the run-time parameters, which reach the functions in the kernel's dtype, in this order.
     calls : tuple of str
         The vector functions (toolbox names, and ``"div"``) that value and gradient need for each element: the
         arithmetic part of the limit that a benchmark compares with, and the measure of work by which a call chooses
         between serial and parallel.
+    binary_labels : bool
+        The first two parameters are a scale and a shift of the targets, (2, -1) if every target is 0 or 1, else (1, 0):
+        the driver looks and sets them.
     """
 
     name: str
@@ -78,22 +96,25 @@ class Kernel:
     factory: Callable[[Any], Any]
     params: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+    binary_labels: bool = False
 
 
-def pointwise(*, params: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> Callable[[Callable[[Any], Any]], Kernel]:
+def pointwise(
+    *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), binary_labels: bool = False
+) -> Callable[[Callable[[Any], Any]], Kernel]:
     """Make a `Kernel` of a factory that returns ``terms(y, p, *params) -> (loss, slope, curvature)``."""
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
-        return Kernel(factory.__name__, "pointwise", factory, params, calls)
+        return Kernel(factory.__name__, "pointwise", factory, params, calls, binary_labels)
 
     return decorate
 
 
-def rowwise(*, calls: tuple[str, ...] = ()) -> Callable[[Callable[[Any], Any]], Kernel]:
+def rowwise(*, params: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> Callable[[Callable[[Any], Any]], Kernel]:
     """Make a `Kernel` of a factory that returns `RowFunctions`."""
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
-        return Kernel(factory.__name__, "rowwise", factory, (), calls)
+        return Kernel(factory.__name__, "rowwise", factory, params, calls)
 
     return decorate
 

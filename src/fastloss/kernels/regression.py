@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastloss.kernels.definition import pointwise
+from fastloss.kernels.definition import RowFunctions, pointwise, rowwise
 
 
 @pointwise()
@@ -27,6 +27,65 @@ def mean_absolute_error(xp: Any) -> Any:
     def terms(y, p):
         e = p - y
         return abs(e), xp.where(e > zero, one, xp.where(e < zero, -one, e)), zero
+
+    return terms
+
+
+@pointwise(calls=("div",))
+def mean_absolute_percentage_error(xp: Any) -> Any:
+    """100·|e| / max(|y|, ε), slope 100·sign e / max(|y|, ε): 0 at e = 0, NaN where e is."""
+    zero, hundred = xp.consts(0.0, 100.0)
+
+    def terms(y, p):
+        e = p - y
+        w = hundred / xp.maximum(abs(y), xp.epsilon)
+        return abs(e) * w, xp.where(e > zero, w, xp.where(e < zero, -w, e)), zero
+
+    return terms
+
+
+@pointwise(calls=("log", "div", "div"))
+def mean_squared_logarithmic_error(xp: Any) -> Any:
+    """d² with d = log(1 + p₊) - log(1 + y₊) and x₊ = max(x, ε); slope 2d/(1 + p₊), 0 below the clip.
+
+    d = log1p((p₊ - y₊) / (1 + y₊)) takes one logarithm, and loses no digits where p is near y.
+    """
+    zero, one, two = xp.consts(0.0, 1.0, 2.0)
+
+    def terms(y, p):
+        p_clipped, y_clipped = xp.maximum(p, xp.epsilon), xp.maximum(y, xp.epsilon)
+        d = xp.log1p((p_clipped - y_clipped) / (one + y_clipped))
+        inverse = one / (one + p_clipped)
+        dead = p < xp.epsilon
+        slope = two * d * inverse
+        return d * d, xp.where(dead, zero, slope), xp.where(dead, zero, two * (one - d) * inverse * inverse)
+
+    return terms
+
+
+@pointwise(params=("tau",))
+def pinball(xp: Any) -> Any:
+    """τ·e where e = y - p is positive, (τ - 1)·e where it is negative; slope -τ, 1 - τ, and 0 at e = 0."""
+    zero, one = xp.consts(0.0, 1.0)
+
+    def terms(y, p, tau):
+        e = y - p
+        slope = xp.where(e > zero, -tau, xp.where(e < zero, one - tau, -e))
+        return -slope * e, slope, zero
+
+    return terms
+
+
+@pointwise(params=("margin",))
+def contrastive(xp: Any) -> Any:
+    """y·d² + (1 - y)·max(m - d, 0)² of a distance d; slope 2(y·d - (1 - y)·max(m - d, 0))."""
+    zero, one, two = xp.consts(0.0, 1.0, 2.0)
+
+    def terms(y, d, margin):
+        n = one - y
+        gap = xp.maximum(margin - d, zero)
+        loss = y * (d * d) + n * (gap * gap)
+        return loss, two * (y * d - n * gap), two * (y + xp.where(gap > zero, n, zero))
 
     return terms
 
@@ -67,3 +126,26 @@ def log_cosh(xp: Any) -> Any:
         return value, xp.where(e < zero, slope, -slope), four * u / (d * d)
 
     return terms
+
+
+@rowwise()
+def cosine_similarity(xp: Any) -> Any:
+    """-Σ ŷ·p̂ with x̂ = x / sqrt(max(Σx², ε²)).
+
+    With r_x that factor of x and c = Σ y·p, the gradient is -r_y·r_p·y + c·r_y·r_p³·p; the second term is absent where
+    the clip is active, which keeps a zero vector's gradient finite.
+    """
+    zero, one = xp.consts(0.0, 1.0)
+    smallest = xp.epsilon * xp.epsilon
+
+    def gather(y, p, m):
+        return zero, y * y, p * p, y * p
+
+    def finish(m, yy, pp, yp):
+        r = one / (xp.sqrt(xp.maximum(yy, smallest)) * xp.sqrt(xp.maximum(pp, smallest)))
+        return -yp * r, -r, xp.where(pp < smallest, zero, yp * r / pp)
+
+    def slope(y, p, u, v):
+        return u * y + v * p
+
+    return RowFunctions("none", gather, finish, slope, keeps="prediction")

@@ -78,7 +78,9 @@ def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtyp
     """
     name = own or floatx()
     if name is None:
-        dtype = getattr(y_pred, "dtype", None) if is_array(y_pred) else None
+        dtype = None
+        if is_array(y_pred):
+            dtype = y_pred.dtype if hasattr(y_pred, "dtype") else to_array("y_pred", y_pred).dtype
         kind = np.dtype(dtype).name if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
         name = "float64" if kind == "float64" else "float32"
     if name == "bfloat16":

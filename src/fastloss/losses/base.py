@@ -375,6 +375,9 @@ class KernelLoss(Loss):
     class_indices: ClassVar[bool] = False
     """Whether targets are indices of classes."""
 
+    weights_spread: ClassVar[bool] = False
+    """Whether a loss of the whole batch may be given several weights."""
+
     @property
     def has_hessian(self) -> bool:
         """Whether `value_grad_hess` is defined."""
@@ -391,8 +394,13 @@ class KernelLoss(Loss):
         raise NotImplementedError
 
     def _params(self, elements: int) -> tuple[float, ...]:
-        """The kernel's run-time parameters, for samples of so many elements."""
-        return tuple(self._options[name] for name in self._kernel().params)
+        """The kernel's run-time parameters, for samples of so many elements.
+
+        Those of a rowwise kernel come after two of the label smoothing: what each class gets, what targets keep less.
+        """
+        kernel = self._kernel()
+        smoothing = () if kernel.shape == "pointwise" else (0.0, 0.0)
+        return *smoothing, *(self._options[name] for name in kernel.params)
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> Layout:
         """Lay targets and predictions out; the flags are those of `fastloss.losses.layout.pointwise`."""
@@ -499,10 +507,19 @@ class KernelLoss(Loss):
             valid = layout.valid if valid is None else np.logical_and(*arrays.match_ranks(valid, layout.valid))
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
-        reduction = reductions.resolve(layout.shape, self._reduction, weight, valid, upstream, compute)
+        shape = layout.shape
+        if self.weights_spread and shape == () and weight is not None:
+            shape = (1,) * weight.ndim
+        reduction = reductions.resolve(shape, self._reduction, weight, valid, upstream, compute)
         gradient = arrays.gradient_dtype(y_pred, p, result)
         plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
         return Call(y, p, weight, layout, reduction, plan)
+
+
+class RowLoss(KernelLoss):
+    """A loss that sums over each row as its kernel says."""
+
+    per_sample = "sum"
 
 
 class Call(NamedTuple):

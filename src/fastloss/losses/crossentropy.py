@@ -8,7 +8,7 @@ from fastloss import kernels
 from fastloss.kernels.definition import Kernel
 from fastloss.losses import layout, options
 from fastloss.losses.arrays import Array
-from fastloss.losses.base import KernelLoss, Option, per_sample
+from fastloss.losses.base import KernelLoss, Option, RowLoss, per_sample
 
 
 class BinaryCrossentropy(KernelLoss):
@@ -81,20 +81,20 @@ class BinaryCrossentropy(KernelLoss):
     def _kernel(self) -> Kernel:
         return kernels.binary_crossentropy_logits if self.from_logits else kernels.binary_crossentropy
 
+    def _params(self, elements: int) -> tuple[float, ...]:
+        return 1 - self.label_smoothing, self.label_smoothing / 2
+
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
         return layout.pointwise(y, p, self.axis, broadcast=False, samples=samples, flat=flat)
 
 
-class ClassLoss(KernelLoss):
-    """A loss of a row of class scores."""
-
-    per_sample = "sum"
+class ClassLoss(RowLoss):
+    """A loss of a row of class scores whose targets may be smoothed."""
 
     label_smoothing = Option(options.fraction)
 
     def _params(self, elements: int) -> tuple[float, ...]:
-        # What each class gets of the smoothing, and what the targets keep less of.
-        return self.label_smoothing / elements, self.label_smoothing
+        return self.label_smoothing / elements, self.label_smoothing, *super()._params(elements)[2:]
 
 
 class CategoricalCrossentropy(ClassLoss):
@@ -169,7 +169,7 @@ class CategoricalCrossentropy(ClassLoss):
         return kernels.categorical_crossentropy_logits if self.from_logits else kernels.categorical_crossentropy
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
-        return layout.dense_classes(y, p, self.axis)
+        return layout.dense_classes(y, p, self.axis, "categorical_crossentropy")
 
 
 class SparseCategoricalCrossentropy(ClassLoss):
@@ -246,6 +246,127 @@ class SparseCategoricalCrossentropy(ClassLoss):
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
         return layout.class_indices(y, p, self.axis, self.ignore_class)
+
+
+class CategoricalGeneralizedCrossEntropy(RowLoss):
+    """Generalized cross-entropy of the label's probability p, ``(1 - p**q) / q``.
+
+    Between the mean absolute error (q near 1) and the cross-entropy (q near 0): robust against wrong labels. The
+    gradient is ``-p**(q - 1)`` for the label's class and 0 for the others. Nothing is normalised or clipped.
+
+    Parameters
+    ----------
+    q : float
+        In (0, 1).
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Raises
+    ------
+    ValueError
+        If `q` is outside (0, 1); at a call, if a label is no class.
+
+    Notes
+    -----
+    ``y_pred`` has shape (..., C), ``y_true`` holds class indices of shape (...) or (..., 1), the losses have shape
+    (...). Range [0, 1/q].
+
+    References
+    ----------
+    ``keras.losses.CategoricalGeneralizedCrossEntropy``; Zhang and Sabuncu, *Generalized Cross Entropy Loss for Training
+    Deep Neural Networks with Noisy Labels*, 2018.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.CategoricalGeneralizedCrossEntropy()
+    >>> value, grad = loss.value_and_grad([1], [[0.75, 0.25]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    1.000000 [[0.0, -2.0]]
+    """
+
+    class_indices = True
+
+    q = Option(options.interior)
+
+    def __init__(
+        self,
+        q: float = 0.5,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "categorical_generalized_cross_entropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+        self.q = q
+
+    def _kernel(self) -> Kernel:
+        return kernels.generalized_crossentropy
+
+    def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
+        return layout.class_indices(y, p, -1, None)
+
+
+class SparsemaxLoss(RowLoss):
+    """Loss of the sparsemax of logits, a projection on the probability simplex that gives exact zeros.
+
+    With ``s = max(z - τ, 0)``, τ such that s sums to 1, a sample's loss is
+    ``sum(s * (z - s / 2)) + sum(t * (t / 2 - z))`` over the last axis, and its gradient ``s - t``.
+
+    Parameters
+    ----------
+    from_logits : bool
+        Must be True: the loss is not defined by the probabilities alone.
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Raises
+    ------
+    ValueError
+        If `from_logits` is False.
+
+    Notes
+    -----
+    ``y_true`` and ``y_pred`` have one shape (..., C), the losses shape (...); range [0, ∞) for targets that are
+    distributions. A class without support or target contributes 0 even at logit -∞; a logit +∞ gives NaN.
+
+    References
+    ----------
+    ``tensorflow_addons.losses.SparsemaxLoss``; Martins and Astudillo, *From Softmax to Sparsemax*, 2016.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.SparsemaxLoss()
+    >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.5, 0.0]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    0.562500 [[0.75, -0.75]]
+    """
+
+    from_logits = Option(options.true)
+
+    def __init__(
+        self,
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "sparsemax_loss",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+        self.from_logits = from_logits
+
+    def _kernel(self) -> Kernel:
+        return kernels.sparsemax
+
+    def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
+        return layout.dense_classes(y, p, -1, None)
 
 
 def binary_crossentropy(
@@ -336,3 +457,51 @@ def sparse_categorical_crossentropy(
     return per_sample(SparseCategoricalCrossentropy, from_logits=from_logits, ignore_class=ignore_class, axis=axis)(
         y_true, y_pred
     )
+
+
+def categorical_generalized_cross_entropy(y_true: Any, y_pred: Any, q: float) -> Any:
+    """Per-sample losses of `CategoricalGeneralizedCrossEntropy`.
+
+    Parameters
+    ----------
+    y_true : array_like
+        Class indices.
+    y_pred : array_like
+        Probabilities, with one more axis.
+    q
+        As for `CategoricalGeneralizedCrossEntropy`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of `y_true`'s shape.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.categorical_generalized_cross_entropy([1], [[0.75, 0.25]], 0.5).round(6).tolist()
+    [1.0]
+    """
+    return per_sample(CategoricalGeneralizedCrossEntropy, q=q)(y_true, y_pred)
+
+
+def sparsemax_loss(y_true: Any, y_pred: Any) -> Any:
+    """Per-sample losses of `SparsemaxLoss`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (..., C)
+        Targets and logits.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape (...).
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.sparsemax_loss([[0.0, 1.0]], [[0.5, 0.0]]).round(6).tolist()
+    [0.5625]
+    """
+    return per_sample(SparsemaxLoss)(y_true, y_pred)

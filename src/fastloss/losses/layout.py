@@ -120,15 +120,19 @@ def pointwise(y: Array, p: Array, axis: Any, *, broadcast: bool, samples: bool, 
     return Layout(y.reshape(size), p.reshape(size), shape, order, matched)
 
 
-def dense_classes(y: Array, p: Array, axis: int) -> Layout:
-    """Lay out a loss of class scores against a distribution over the classes."""
+def dense_classes(y: Array, p: Array, axis: int, loss: str | None) -> Layout:
+    """Lay out a loss of class scores against a distribution over the classes.
+
+    `loss` is the name in the warning about a single class; None for no warning.
+    """
     y, p = match_ranks(y, p)
     if y.shape != p.shape:
         raise _shapes_differ(y, p)
     order, shape, size = _class_axis(p, axis)
-    if size[1] == 1:
+    lonely = size[1] == 1 and loss is not None
+    if lonely:
         warnings.warn(
-            "In loss categorical_crossentropy, expected y_pred.shape to be (batch_size, num_classes) with "
+            f"In loss {loss}, expected y_pred.shape to be (batch_size, num_classes) with "
             f"num_classes > 1. Received: y_pred.shape={p.shape}. Consider using 'binary_crossentropy' if you only have "
             "2 classes.",
             SyntaxWarning,
@@ -137,7 +141,7 @@ def dense_classes(y: Array, p: Array, axis: int) -> Layout:
     matched = p.shape
     if order is not None:
         y, p = y.transpose(order), p.transpose(order)
-    return Layout(y.reshape(size), p.reshape(size), shape, order, matched, warned=size[1] == 1)
+    return Layout(y.reshape(size), p.reshape(size), shape, order, matched, warned=lonely)
 
 
 def class_indices(y: Array, p: Array, axis: int, ignore_class: int | None) -> Layout:

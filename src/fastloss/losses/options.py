@@ -25,6 +25,28 @@ def non_negative(name: str, value: Any) -> float:
     return result
 
 
+def optional_number(name: str, value: Any) -> float | None:
+    """A finite real number or None."""
+    return None if value is None else number(name, value)
+
+
+def interior(name: str, value: Any) -> float:
+    """A number in (0, 1)."""
+    result = number(name, value)
+    if not 0 < result < 1:
+        raise ValueError(f"{name} must be in the interval (0, 1), got {value}")
+    return result
+
+
+def fractions(name: str, value: Any) -> float | tuple[float, ...]:
+    """A number in [0, 1], or a vector of them."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        if np.ndim(value) != 1 or not len(value):
+            raise ValueError(f"`{name}` must be a number or a vector, got shape {np.shape(value)}")
+        return tuple(fraction(name, item) for item in value)
+    return fraction(name, value)
+
+
 def fraction(name: str, value: Any) -> float:
     """A number in [0, 1]."""
     result = number(name, value)
@@ -38,6 +60,13 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False, got {value!r}")
     return bool(value)
+
+
+def true(name: str, value: Any) -> bool:
+    """True, for lack of an alternative."""
+    if not flag(name, value):
+        raise ValueError(f"`{name}` must be True, got False")
+    return True
 
 
 def integer(name: str, value: Any) -> int:

@@ -91,6 +91,7 @@ class Plan:
             values=reduction.shape is not None,
             index=layout.index,
             smooth=kernel.shape == "rowwise" and params[0] > 0,
+            vector=kernel.shape == "pointwise" and len(params) > len(kernel.params),
         )
         self.launch = Launch(variant, samples, elements, params)
         self._in_place: Launch | None = None

@@ -170,7 +170,7 @@ def _factor(
     divisor: float = math.prod(outer)
     if reduction == "mean_with_sample_weight":
         if weight is not None:
-            kept = weight if mask is None else weight * mask
+            kept = weight if mask is None else np.where(mask, weight, 0)
             divisor = float(np.sum(kept, dtype=np.float64))
         elif mask is not None:
             divisor = float(np.count_nonzero(mask))

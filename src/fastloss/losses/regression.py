@@ -8,7 +8,7 @@ from fastloss import kernels
 from fastloss.kernels.definition import Kernel
 from fastloss.losses import layout, options
 from fastloss.losses.arrays import Array
-from fastloss.losses.base import KernelLoss, Option, per_sample
+from fastloss.losses.base import KernelLoss, Option, RowLoss, per_sample
 
 
 class RegressionLoss(KernelLoss):
@@ -200,6 +200,269 @@ class LogCosh(RegressionLoss):
         return kernels.log_cosh
 
 
+class MeanAbsolutePercentageError(RegressionLoss):
+    """Mean absolute percentage error, ``100 * mean(abs(y_pred - y_true) / max(abs(y_true), ε), axis=-1)``.
+
+    The gradient of a sample's loss is ``100 * sign(y_pred - y_true) / max(abs(y_true), ε) / d``, 0 where the error is
+    exactly 0, with ε = 1e-7 in the compute dtype; the Hessian is 0.
+
+    Parameters
+    ----------
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Notes
+    -----
+    ``y_true`` and ``y_pred`` have shape (..., d), the losses shape (...). ``y_true`` may
+    broadcast to ``y_pred``. Range [0, ∞).
+
+    References
+    ----------
+    ``keras.losses.MeanAbsolutePercentageError``.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.MeanAbsolutePercentageError()
+    >>> value, grad = loss.value_and_grad([[2.0, 4.0]], [[1.0, 5.0]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    37.500000 [[-25.0, 12.5]]
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "mean_absolute_percentage_error",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+
+    def _kernel(self) -> Kernel:
+        return kernels.mean_absolute_percentage_error
+
+
+class MeanSquaredLogarithmicError(RegressionLoss):
+    """Mean squared logarithmic error, ``mean((log1p(y_pred) - log1p(y_true))**2, axis=-1)``.
+
+    Targets and predictions below ε = 1e-7 count as ε. The gradient of an element is ``2 * d / (1 + y_pred)`` with d the
+    difference of the logarithms, 0 below the clip and full on its border.
+
+    Parameters
+    ----------
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Notes
+    -----
+    ``y_true`` and ``y_pred`` have shape (..., d), the losses shape (...). ``y_true`` may
+    broadcast to ``y_pred``. Range [0, ∞).
+
+    References
+    ----------
+    ``keras.losses.MeanSquaredLogarithmicError``.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.MeanSquaredLogarithmicError()
+    >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[1.0, 1.0]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    0.240226 [[0.346574, 0.0]]
+    """
+
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "mean_squared_logarithmic_error",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+
+    def _kernel(self) -> Kernel:
+        return kernels.mean_squared_logarithmic_error
+
+
+class CosineSimilarity(RowLoss):
+    """Negative cosine similarity, ``-sum(normalize(y_true) * normalize(y_pred), axis)``.
+
+    A vector x is divided by ``sqrt(max(sum(x**2), ε**2))``, so that a zero vector gives 0. With r that factor of each
+    and c the inner product, the gradient is ``-y_true / (r_true * r_pred) + c * y_pred / (r_true * r_pred**3)``,
+    without the second term where the prediction's clip is active.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the vectors.
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Notes
+    -----
+    ``y_true`` may broadcast to ``y_pred``; the losses have its shape without `axis`. Range [-1, 1], -1 for vectors of
+    one direction.
+
+    References
+    ----------
+    ``keras.losses.CosineSimilarity``.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.CosineSimilarity()
+    >>> value, grad = loss.value_and_grad([[0.0, 2.0]], [[3.0, 4.0]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    -0.800000 [[0.096, -0.072]]
+    """
+
+    axis = Option(options.integer)
+
+    def __init__(
+        self,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "cosine_similarity",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+        self.axis = axis
+
+    def _kernel(self) -> Kernel:
+        return kernels.cosine_similarity
+
+    def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
+        return layout.pointwise(y, p, self.axis, broadcast=True, samples=False, flat=False)
+
+
+class PinballLoss(RegressionLoss):
+    """Pinball (quantile) loss, ``mean(max(tau * e, (tau - 1) * e), axis=-1)`` with ``e = y_true - y_pred``.
+
+    The gradient of an element is ``-tau`` for positive e, ``1 - tau`` for negative, 0 where e is exactly 0; the Hessian
+    is 0. Its minimum is the quantile `tau` of the targets.
+
+    Parameters
+    ----------
+    tau : float or vector of float
+        The quantile, in [0, 1]; a vector gives each element of the last axis its own.
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Raises
+    ------
+    ValueError
+        If `tau` is outside [0, 1], or a vector of another length than the last axis.
+
+    Notes
+    -----
+    ``y_true`` and ``y_pred`` have shape (..., d), the losses shape (...). ``y_true`` may
+    broadcast to ``y_pred``. Range [0, ∞).
+
+    References
+    ----------
+    ``tensorflow_addons.losses.PinballLoss``.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.PinballLoss(tau=0.1)
+    >>> value, grad = loss.value_and_grad([[0.0, 0.0]], [[1.0, -1.0]])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    0.500000 [[0.45, -0.05]]
+    """
+
+    tau = Option(options.fractions)
+
+    def __init__(
+        self,
+        tau: Any = 0.5,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "pinball_loss",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+        self.tau = tau
+
+    def _kernel(self) -> Kernel:
+        return kernels.pinball
+
+    def _params(self, elements: int) -> tuple[float, ...]:
+        if not isinstance(self.tau, tuple):
+            return (self.tau,)
+        if len(self.tau) not in (1, elements):
+            raise ValueError(
+                f"`tau` must be a number or have one for each element of the last axis, {elements}, got {len(self.tau)}"
+            )
+        return self.tau
+
+
+class ContrastiveLoss(RegressionLoss):
+    """Contrastive loss of distances d between pairs, ``y * d**2 + (1 - y) * max(margin - d, 0)**2``, elementwise.
+
+    ``y_true`` is 1 for similar pairs and 0 for dissimilar ones, ``y_pred`` their distance. The gradient is
+    ``2 * (y * d - (1 - y) * max(margin - d, 0))``.
+
+    Parameters
+    ----------
+    margin : float
+        The distance from which dissimilar pairs cost nothing.
+    reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
+        How the per-sample losses become the value.
+    name : str
+        Name of the loss.
+    dtype : str, numpy.dtype or policy, optional
+        Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
+
+    Notes
+    -----
+    ``y_true`` may broadcast to ``y_pred``; the losses have its shape, one a pair. Range [0, ∞).
+
+    References
+    ----------
+    ``tensorflow_addons.losses.ContrastiveLoss``.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> loss = fastloss.losses.ContrastiveLoss()
+    >>> value, grad = loss.value_and_grad([1.0, 0.0], [0.5, 0.5])
+    >>> print(f"{value:.6f}", grad.round(6).tolist())
+    0.250000 [0.5, -0.5]
+    """
+
+    margin = Option(options.number)
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "contrastive_loss",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, reduction, dtype)
+        self.margin = margin
+
+    def _kernel(self) -> Kernel:
+        return kernels.contrastive
+
+    def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
+        return layout.pointwise(y, p, (), broadcast=True, samples=False, flat=flat)
+
+
 def mean_squared_error(y_true: Any, y_pred: Any) -> Any:
     """Per-sample losses of `MeanSquaredError`.
 
@@ -284,3 +547,119 @@ def log_cosh(y_true: Any, y_pred: Any) -> Any:
     [0.0]
     """
     return per_sample(LogCosh)(y_true, y_pred)
+
+
+def mean_absolute_percentage_error(y_true: Any, y_pred: Any) -> Any:
+    """Per-sample losses of `MeanAbsolutePercentageError`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (..., d)
+        Targets and predictions.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape (...).
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.mean_absolute_percentage_error([[2.0, 4.0]], [[1.0, 5.0]]).round(6).tolist()
+    [37.5]
+    """
+    return per_sample(MeanAbsolutePercentageError)(y_true, y_pred)
+
+
+def mean_squared_logarithmic_error(y_true: Any, y_pred: Any) -> Any:
+    """Per-sample losses of `MeanSquaredLogarithmicError`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (..., d)
+        Targets and predictions.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape (...).
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.mean_squared_logarithmic_error([[0.0, 1.0]], [[1.0, 1.0]]).round(6).tolist()
+    [0.240226...]
+    """
+    return per_sample(MeanSquaredLogarithmicError)(y_true, y_pred)
+
+
+def cosine_similarity(y_true: Any, y_pred: Any, axis: int = -1) -> Any:
+    """Per-sample losses of `CosineSimilarity`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (..., d)
+        Targets and predictions.
+    axis
+        As for `CosineSimilarity`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of that shape without `axis`.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.cosine_similarity([[0.0, 2.0]], [[3.0, 4.0]]).round(6).tolist()
+    [-0.80000...]
+    """
+    return per_sample(CosineSimilarity, axis=axis)(y_true, y_pred)
+
+
+def pinball_loss(y_true: Any, y_pred: Any, tau: Any = 0.5) -> Any:
+    """Per-sample losses of `PinballLoss`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (..., d)
+        Targets and predictions.
+    tau
+        As for `PinballLoss`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape (...).
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.pinball_loss([[0.0, 0.0]], [[1.0, -1.0]], tau=0.25).round(6).tolist()
+    [0.5]
+    """
+    return per_sample(PinballLoss, tau=tau)(y_true, y_pred)
+
+
+def contrastive_loss(y_true: Any, y_pred: Any, margin: float = 1.0) -> Any:
+    """Per-sample losses of `ContrastiveLoss`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like
+        Similarity, 0 or 1, and distance of pairs.
+    margin
+        As for `ContrastiveLoss`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of `y_pred`'s shape.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> fastloss.losses.contrastive_loss([1.0, 0.0], [0.5, 0.5]).round(6).tolist()
+    [0.25, 0.25]
+    """
+    return per_sample(ContrastiveLoss, margin=margin)(y_true, y_pred)
