@@ -87,12 +87,15 @@ class Loss:
     8.5
     """
 
+    accepts_auto: ClassVar[bool] = False
+    """Whether the reduction may be ``"auto"``, TensorFlow Addons' name of ``"sum_over_batch_size"``."""
+
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
     ) -> None:
         self._options: dict[str, Any] = {}
         self.name = name or snake_case(type(self).__name__)
-        self._reduction = reductions.check_reduction(reduction)
+        self._reduction = reductions.check_reduction(reduction, self.accepts_auto)
         self._dtype = float_name("dtype", dtype)
 
     @property

@@ -18,13 +18,14 @@ from fastloss.losses.arrays import Array, match_ranks, match_shapes, to_array
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none", None)
 
 
-def check_reduction(reduction: Any) -> str | None:
-    """`reduction` if it is one."""
-    if (reduction is not None and not isinstance(reduction, str)) or reduction not in REDUCTIONS:
+def check_reduction(reduction: Any, accepts_auto: bool = False) -> str | None:
+    """`reduction` if it is one; ``"auto"``, where a loss accepts that, as what it stands for."""
+    known = (*REDUCTIONS, "auto") if accepts_auto else REDUCTIONS
+    if (reduction is not None and not isinstance(reduction, str)) or reduction not in known:
         raise ValueError(
-            f"Invalid value for argument `reduction`. Expected one of {REDUCTIONS}. Received: reduction={reduction!r}"
+            f"Invalid value for argument `reduction`. Expected one of {known}. Received: reduction={reduction!r}"
         )
-    return reduction
+    return "sum_over_batch_size" if reduction == "auto" else reduction
 
 
 @dataclass(frozen=True)
