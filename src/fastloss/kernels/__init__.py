@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastloss.kernels.boxes import giou, giou_gradient, iou, iou_gradient
 from fastloss.kernels.crossentropy import (
     binary_crossentropy,
     binary_crossentropy_logits,
@@ -18,7 +19,11 @@ __all__ = [
     "binary_crossentropy_logits",
     "categorical_crossentropy",
     "categorical_crossentropy_logits",
+    "giou",
+    "giou_gradient",
     "huber",
+    "iou",
+    "iou_gradient",
     "log_cosh",
     "mean_absolute_error",
     "mean_squared_error",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastloss.losses.arrays import squeeze_or_expand_to_same_rank
 from fastloss.losses.base import Loss
+from fastloss.losses.boxes import GIoULoss, giou_loss
 from fastloss.losses.crossentropy import (
     BinaryCrossentropy,
     CategoricalCrossentropy,
@@ -13,6 +14,7 @@ from fastloss.losses.crossentropy import (
     sparse_categorical_crossentropy,
 )
 from fastloss.losses.identifiers import deserialize, get, register, serialize
+from fastloss.losses.kappa import WeightedKappaLoss
 from fastloss.losses.regression import (
     Huber,
     LogCosh,
@@ -27,13 +29,16 @@ from fastloss.losses.regression import (
 register(
     BinaryCrossentropy,
     CategoricalCrossentropy,
+    GIoULoss,
     Huber,
     LogCosh,
     MeanAbsoluteError,
     MeanSquaredError,
     SparseCategoricalCrossentropy,
+    WeightedKappaLoss,
     binary_crossentropy,
     categorical_crossentropy,
+    giou_loss,
     huber,
     log_cosh,
     mean_absolute_error,
@@ -44,16 +49,19 @@ register(
 __all__ = [
     "BinaryCrossentropy",
     "CategoricalCrossentropy",
+    "GIoULoss",
     "Huber",
     "LogCosh",
     "Loss",
     "MeanAbsoluteError",
     "MeanSquaredError",
     "SparseCategoricalCrossentropy",
+    "WeightedKappaLoss",
     "binary_crossentropy",
     "categorical_crossentropy",
     "deserialize",
     "get",
+    "giou_loss",
     "huber",
     "log_cosh",
     "mean_absolute_error",

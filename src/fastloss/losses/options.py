@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,25 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False, got {value!r}")
     return bool(value)
+
+
+def choice(*known: str) -> Callable[[str, Any], str]:
+    """One of these words."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}")
+        return value
+
+    return check
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """An integer that is 1 or more."""
+    result = integer(name, value)
+    if result < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}")
+    return result
 
 
 def integer(name: str, value: Any) -> int:

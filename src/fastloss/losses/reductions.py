@@ -208,12 +208,16 @@ def reduce(losses: Array, reduction: Reduction) -> Any:
     flat = losses.reshape(-1)
     if reduction.mask is not None:
         flat = np.where(reduction.mask, flat, kind(0))
-    if reduction.weights is not None:
-        flat = flat * reduction.weights
-    if reduction.shape is None:
-        return kind(np.sum(flat, dtype=np.float64) * reduction.value_factor)
-    result = flat.reshape(reduction.shape if reduction.spread is None else losses.shape) * kind(reduction.value_factor)
-    return result if reduction.spread is None else result * reduction.spread
+    # Infinite and missing losses are results, as they are in compiled code: no warning says so.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if reduction.weights is not None:
+            flat = flat * reduction.weights
+        if reduction.shape is None:
+            return kind(np.sum(flat, dtype=np.float64) * reduction.value_factor)
+        result = flat.reshape(reduction.shape if reduction.spread is None else losses.shape) * kind(
+            reduction.value_factor
+        )
+        return result if reduction.spread is None else result * reduction.spread
 
 
 def class_weights(class_weight: Any, labels: Array, dtype: np.dtype[Any]) -> Array:
