@@ -52,14 +52,6 @@ def choice(*known: str) -> Callable[[str, Any], str]:
     return check
 
 
-def positive_integer(name: str, value: Any) -> int:
-    """An integer that is 1 or more."""
-    result = integer(name, value)
-    if result < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}")
-    return result
-
-
 def integer(name: str, value: Any) -> int:
     """An integer."""
     if isinstance(value, (bool, np.bool_)):
