@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -242,3 +243,45 @@ def mask_families(shape: tuple[int, ...], *, seed: int = 11) -> dict[str, Any]:
     families["mask, one more axis"] = some[..., None]
     families["all masked"] = np.zeros(shape, bool)
     return families
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Losses of boxes, sequences and whole batches
+# --------------------------------------------------------------------------------------------------------------
+
+
+def box_pairs(random, options, size):
+    """Boxes that overlap, with a third of the predictions far off; no two sides closer than a tenth."""
+    low = random.uniform(-1, 1, (size, 2))
+    y_true = np.concatenate([low, low + random.uniform(1, 2, (size, 2))], axis=1)
+    shift = random.uniform(0.1, 0.45, (size, 4)) * random.choice([-1.0, 1.0], (size, 4))
+    return y_true, y_true + shift + 5 * (np.arange(size) % 3 == 2)[:, None]
+
+
+def one_hot_and_probabilities(random, options, size):
+    """Each class at least once, and nothing certain."""
+    classes = options["num_classes"]
+    y_true = np.eye(classes)[random.permutation(np.arange(size) % classes)]
+    y_pred = random.uniform(0.1, 1.0, (size, classes))
+    return y_true, y_pred / y_pred.sum(axis=1, keepdims=True)
+
+
+BATCH_INPUTS: dict[str, Callable[[np.random.Generator, dict[str, Any], int], tuple[np.ndarray, np.ndarray]]] = {
+    "giou_loss": box_pairs,
+    "weighted_kappa_loss": one_hot_and_probabilities,
+}
+"""Name of a `BatchRow` → ``make(random, options, size)``: targets (float64, or integers for labels) and float64
+predictions for so many samples and these constructor arguments, away from kinks by more than a difference's step.
+"""
+
+BATCH_COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+"""Name → which of the unreduced losses count, for losses with a rule of their own."""
+
+
+def batch_inputs(row, options, size, *, seed=0, dtype=np.float64):
+    """Targets and predictions whose numbers any float32 holds, in `dtype`; integer targets stay what they are."""
+    y_true, y_pred = BATCH_INPUTS[row.name](rng(seed), options, size)
+    assert y_pred.dtype == np.float64, f"{row.name}: BATCH_INPUTS gives float64 predictions, which tests cast"
+    if y_true.dtype.kind == "f":
+        y_true = y_true.astype(np.float32).astype(dtype)
+    return y_true, y_pred.astype(np.float32).astype(dtype)

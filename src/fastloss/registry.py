@@ -75,8 +75,8 @@ class BatchRow:
         Identifier, and the name of the function handle.
     cls : type
         The class.
-    function : callable
-        The function handle.
+    function : callable or None
+        The function handle, where there is one.
     variants : tuple of dict
         Constructor arguments worth testing, the defaults first.
     formula : str
@@ -85,7 +85,7 @@ class BatchRow:
 
     name: str
     cls: type[Loss]
-    function: Callable[..., Any]
+    function: Callable[..., Any] | None
     variants: tuple[dict[str, Any], ...]
     formula: str
 
@@ -288,7 +288,22 @@ LOSSES: dict[str, Row] = {
 }
 """All pointwise and rowwise losses, by identifier."""
 
-_BATCH: tuple[BatchRow, ...] = ()
+_BATCH: tuple[BatchRow, ...] = (
+    BatchRow(
+        "giou_loss",
+        losses.GIoULoss,
+        losses.giou_loss,
+        ({}, {"mode": "iou"}),
+        "1 - I/U + (E - U)/E, of intersection, union and enclosing box",
+    ),
+    BatchRow(
+        "weighted_kappa_loss",
+        losses.WeightedKappaLoss,
+        None,
+        ({"num_classes": 4}, {"num_classes": 3, "weightage": "linear", "epsilon": 0.01}),
+        "log(Σ w·p / (Σy ᵀW Σp / B) + ε)",
+    ),
+)
 
 BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in _BATCH}
 """All others."""

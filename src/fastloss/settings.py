@@ -6,6 +6,9 @@ from typing import Any
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+_POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
+"""Compute dtypes of Keras's policies that are no dtypes themselves."""
+
 _floatx: str | None = None
 
 
@@ -15,6 +18,7 @@ def float_name(argument: str, dtype: Any) -> str | None:
         return None
     wanted = getattr(dtype, "compute_dtype", dtype)
     name = wanted if isinstance(wanted, str) else getattr(wanted, "name", None) or getattr(wanted, "__name__", None)
+    name = _POLICIES.get(str(name), name)
     if name not in _FLOATS:
         raise TypeError(f"`{argument}` must be one of {', '.join(_FLOATS)}, or None, got {dtype!r}")
     return str(name)

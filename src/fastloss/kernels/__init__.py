@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastloss.kernels.boxes import giou, giou_gradient, iou, iou_gradient
 from fastloss.kernels.crossentropy import (
     binary_crossentropy,
     binary_crossentropy_logits,
@@ -72,8 +73,12 @@ __all__ = [
     "cosine_similarity",
     "dice",
     "generalized_crossentropy",
+    "giou",
+    "giou_gradient",
     "hinge",
     "huber",
+    "iou",
+    "iou_gradient",
     "itemwise",
     "kl_divergence",
     "log_cosh",

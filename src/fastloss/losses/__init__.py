@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastloss.losses.arrays import squeeze_or_expand_to_same_rank
 from fastloss.losses.base import Loss
+from fastloss.losses.boxes import GIoULoss, giou_loss
 from fastloss.losses.crossentropy import (
     BinaryCrossentropy,
     CategoricalCrossentropy,
@@ -39,6 +40,7 @@ from fastloss.losses.hinge import (
     squared_hinge,
 )
 from fastloss.losses.identifiers import deserialize, get, register, serialize
+from fastloss.losses.kappa import WeightedKappaLoss
 from fastloss.losses.overlap import (
     Dice,
     Tversky,
@@ -77,6 +79,7 @@ register(
     CosineSimilarity,
     Dice,
     Hinge,
+    GIoULoss,
     Huber,
     KLDivergence,
     LogCosh,
@@ -91,6 +94,7 @@ register(
     SparsemaxLoss,
     SquaredHinge,
     Tversky,
+    WeightedKappaLoss,
     binary_crossentropy,
     binary_focal_crossentropy,
     categorical_crossentropy,
@@ -101,6 +105,7 @@ register(
     cosine_similarity,
     dice,
     hinge,
+    giou_loss,
     huber,
     kl_divergence,
     log_cosh,
@@ -127,6 +132,7 @@ __all__ = [
     "ContrastiveLoss",
     "CosineSimilarity",
     "Dice",
+    "GIoULoss",
     "Hinge",
     "Huber",
     "KLDivergence",
@@ -143,6 +149,7 @@ __all__ = [
     "SparsemaxLoss",
     "SquaredHinge",
     "Tversky",
+    "WeightedKappaLoss",
     "binary_crossentropy",
     "binary_focal_crossentropy",
     "categorical_crossentropy",
@@ -154,6 +161,7 @@ __all__ = [
     "deserialize",
     "dice",
     "get",
+    "giou_loss",
     "hinge",
     "huber",
     "kl_divergence",

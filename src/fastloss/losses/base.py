@@ -87,12 +87,15 @@ class Loss:
     8.5
     """
 
+    accepts_auto: ClassVar[bool] = False
+    """Whether the reduction may be ``"auto"``, TensorFlow Addons' name of ``"sum_over_batch_size"``."""
+
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
     ) -> None:
         self._options: dict[str, Any] = {}
         self.name = name or snake_case(type(self).__name__)
-        self._reduction = reductions.check_reduction(reduction)
+        self._reduction = reductions.check_reduction(reduction, self.accepts_auto)
         self._dtype = float_name("dtype", dtype)
 
     @property
@@ -275,7 +278,8 @@ class Loss:
     ) -> tuple[Array, Array | Pullback | None, Array | None]:
         """Per-sample losses, the gradient if `outputs` asks, and the losses that count by the loss's own rule.
 
-        `valid` is the caller's mask: what it excludes need not be computed, and its targets need not be valid.
+        `valid` is the caller's mask: what it excludes need not be computed, and its targets need not be valid. An array
+        of gradients is the caller's to overwrite, if this method is overridden.
         """
         if outputs:
             return *self.call_with_grad(y, p), None
@@ -287,6 +291,8 @@ class Loss:
 
     def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
         """The class of each sample, for class weights."""
+        if shape == ():
+            raise ValueError(f"`class_weight` needs a loss a sample, but {type(self).__name__} gave one for all")
         return class_labels(y.reshape(math.prod(shape), -1)).reshape(shape)
 
     def _evaluate(
@@ -336,6 +342,8 @@ class Loss:
     def _pull(self, slope: Array | Pullback, reduction: Reduction, shape: tuple[int, ...], p: Array) -> Array:
         """The gradient of the reduced losses, which have this shape."""
         flow = reduction.flow(shape, p.dtype)
+        if reduction.mask is not None and not reduction.mask.any():
+            return np.zeros(p.shape, p.dtype)  # also where 0 times the slope would be NaN
         if callable(slope):
             return np.asarray(slope(flow))
         if np.shape(slope) != p.shape:
@@ -344,7 +352,9 @@ class Loss:
                 f"function of the flow into the losses; got shape {np.shape(slope)}"
             )
         inner = (1,) * (p.ndim - len(shape))
-        gradient: Array = slope * flow.reshape(shape + inner)
+        own = type(self)._compute is not Loss._compute  # what `call_with_grad` returns may be anybody's
+        with np.errstate(invalid="ignore", over="ignore"):
+            gradient: Array = np.multiply(slope, flow.reshape(shape + inner), out=slope if own else None)
         if reduction.mask is not None:
             gradient[np.broadcast_to(reduction.mask.reshape(shape + inner) == 0, p.shape)] = 0
         return gradient
@@ -566,10 +576,10 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-_handles: dict[Any, KernelLoss] = {}
+_handles: dict[Any, Loss] = {}
 
 
-def per_sample(loss: type[KernelLoss], **options: Any) -> Callable[[Any, Any], Any]:
+def per_sample(loss: type[Loss], **options: Any) -> Callable[[Any, Any], Any]:
     """A function handle's loss: unreduced, and remembered together with its plans."""
     # The types too, since True equals 1 but is no number an option takes.
     key = (loss, *options.values(), *map(type, options.values()))

@@ -285,8 +285,8 @@ class CategoricalGeneralizedCrossEntropy(RowLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.CategoricalGeneralizedCrossEntropy()
     >>> value, grad = loss.value_and_grad([1], [[0.75, 0.25]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    1.000000 [[0.0, -2.0]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    1.000000 [[ 0. -2.]]
     """
 
     class_indices = True
@@ -346,9 +346,11 @@ class SparsemaxLoss(RowLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.SparsemaxLoss()
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.5, 0.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.562500 [[0.75, -0.75]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.562500 [[ 0.75 -0.75]]
     """
+
+    accepts_auto = True
 
     from_logits = Option(options.true)
 
@@ -393,8 +395,8 @@ def binary_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.binary_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6).tolist()
-    [0.693147...]
+    >>> print(fastloss.losses.binary_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6))
+    [0.693147]
     """
     return per_sample(BinaryCrossentropy, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis)(
         y_true, y_pred
@@ -421,8 +423,8 @@ def categorical_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.categorical_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6).tolist()
-    [0.693147...]
+    >>> print(fastloss.losses.categorical_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6))
+    [0.693147]
     """
     return per_sample(CategoricalCrossentropy, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis)(
         y_true, y_pred
@@ -451,8 +453,8 @@ def sparse_categorical_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.sparse_categorical_crossentropy([1], [[0.5, 0.5]]).round(6).tolist()
-    [0.693147...]
+    >>> print(fastloss.losses.sparse_categorical_crossentropy([1], [[0.5, 0.5]]).round(6))
+    [0.693147]
     """
     return per_sample(SparseCategoricalCrossentropy, from_logits=from_logits, ignore_class=ignore_class, axis=axis)(
         y_true, y_pred
@@ -479,8 +481,8 @@ def categorical_generalized_cross_entropy(y_true: Any, y_pred: Any, q: float) ->
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.categorical_generalized_cross_entropy([1], [[0.75, 0.25]], 0.5).round(6).tolist()
-    [1.0]
+    >>> print(fastloss.losses.categorical_generalized_cross_entropy([1], [[0.75, 0.25]], 0.5).round(6))
+    [1.]
     """
     return per_sample(CategoricalGeneralizedCrossEntropy, q=q)(y_true, y_pred)
 
@@ -501,7 +503,7 @@ def sparsemax_loss(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.sparsemax_loss([[0.0, 1.0]], [[0.5, 0.0]]).round(6).tolist()
+    >>> print(fastloss.losses.sparsemax_loss([[0.0, 1.0]], [[0.5, 0.0]]).round(6))
     [0.5625]
     """
     return per_sample(SparsemaxLoss)(y_true, y_pred)

@@ -39,8 +39,8 @@ class Poisson(RegressionLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.Poisson()
     >>> value, grad = loss.value_and_grad([[0.0, 2.0]], [[1.0, 1.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    1.000000 [[0.5, -0.5]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    1.000000 [[ 0.5 -0.5]]
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class KLDivergence(RegressionLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.KLDivergence()
     >>> value, grad = loss.value_and_grad([[0.5, 0.5]], [[0.25, 0.75]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.143841 [[-2.0, -0.666667]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.143841 [[-2.       -0.666667]]
     """
 
     per_sample = "sum"
@@ -118,8 +118,8 @@ def poisson(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.poisson([[0.0, 2.0]], [[1.0, 1.0]]).round(6).tolist()
-    [1.0]
+    >>> print(fastloss.losses.poisson([[0.0, 2.0]], [[1.0, 1.0]]).round(6))
+    [1.]
     """
     return per_sample(Poisson)(y_true, y_pred)
 
@@ -140,7 +140,7 @@ def kl_divergence(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.kl_divergence([[0.5, 0.5]], [[0.25, 0.75]]).round(6).tolist()
-    [0.143841...]
+    >>> print(fastloss.losses.kl_divergence([[0.5, 0.5]], [[0.25, 0.75]]).round(6))
+    [0.143841]
     """
     return per_sample(KLDivergence)(y_true, y_pred)

@@ -69,8 +69,8 @@ class BinaryFocalCrossentropy(KernelLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.BinaryFocalCrossentropy(from_logits=True)
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.0, 0.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.173287 [[0.149143, -0.149143]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.173287 [[ 0.149143 -0.149143]]
     """
 
     apply_class_balancing = Option(options.flag)
@@ -151,9 +151,11 @@ class SigmoidFocalCrossEntropy(KernelLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.SigmoidFocalCrossEntropy(from_logits=True, reduction="sum")
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.0, 0.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.173287 [[0.223715, -0.074572]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.173287 [[ 0.223715 -0.074572]]
     """
+
+    accepts_auto = True
 
     per_sample = "sum"
 
@@ -236,8 +238,8 @@ class CategoricalFocalCrossentropy(ClassLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.CategoricalFocalCrossentropy(from_logits=True)
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.0, 0.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.043322 [[0.074572, -0.074572]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.043322 [[ 0.074572 -0.074572]]
     """
 
     alpha = Option(options.number)
@@ -297,8 +299,8 @@ def binary_focal_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.binary_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6).tolist()
-    [0.173287...]
+    >>> print(fastloss.losses.binary_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6))
+    [0.173287]
     """
     return per_sample(
         BinaryFocalCrossentropy,
@@ -331,8 +333,8 @@ def sigmoid_focal_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.sigmoid_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6).tolist()
-    [0.173287...]
+    >>> print(fastloss.losses.sigmoid_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6))
+    [0.173287]
     """
     return per_sample(SigmoidFocalCrossEntropy, alpha=alpha, gamma=gamma, from_logits=from_logits)(y_true, y_pred)
 
@@ -363,8 +365,8 @@ def categorical_focal_crossentropy(
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.categorical_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6).tolist()
-    [0.043322...]
+    >>> print(fastloss.losses.categorical_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.5]]).round(6))
+    [0.043322]
     """
     return per_sample(
         CategoricalFocalCrossentropy,

@@ -48,8 +48,8 @@ class Hinge(SignLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.Hinge()
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.5, 2.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    0.750000 [[0.5, 0.0]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    0.750000 [[0.5 0. ]]
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class SquaredHinge(SignLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.SquaredHinge()
     >>> value, grad = loss.value_and_grad([[0.0, 1.0]], [[0.5, 2.0]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    1.125000 [[1.5, 0.0]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    1.125000 [[ 1.5 -0. ]]
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class CategoricalHinge(RowLoss):
     >>> import fastloss
     >>> loss = fastloss.losses.CategoricalHinge()
     >>> value, grad = loss.value_and_grad([[0.0, 1.0, 0.0]], [[0.5, 0.2, 0.1]])
-    >>> print(f"{value:.6f}", grad.round(6).tolist())
-    1.300000 [[1.0, -1.0, 0.0]]
+    >>> print(f"{value:.6f}", grad.round(6))
+    1.300000 [[ 1. -1. -0.]]
     """
 
     def __init__(
@@ -173,7 +173,7 @@ def hinge(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.hinge([[0.0, 1.0]], [[0.5, 2.0]]).round(6).tolist()
+    >>> print(fastloss.losses.hinge([[0.0, 1.0]], [[0.5, 2.0]]).round(6))
     [0.75]
     """
     return per_sample(Hinge)(y_true, y_pred)
@@ -195,7 +195,7 @@ def squared_hinge(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.squared_hinge([[0.0, 1.0]], [[0.5, 2.0]]).round(6).tolist()
+    >>> print(fastloss.losses.squared_hinge([[0.0, 1.0]], [[0.5, 2.0]]).round(6))
     [1.125]
     """
     return per_sample(SquaredHinge)(y_true, y_pred)
@@ -217,7 +217,7 @@ def categorical_hinge(y_true: Any, y_pred: Any) -> Any:
     Examples
     --------
     >>> import fastloss
-    >>> fastloss.losses.categorical_hinge([[0.0, 1.0]], [[0.5, 0.25]]).round(6).tolist()
+    >>> print(fastloss.losses.categorical_hinge([[0.0, 1.0]], [[0.5, 0.25]]).round(6))
     [1.25]
     """
     return per_sample(CategoricalHinge)(y_true, y_pred)

@@ -16,6 +16,13 @@ ALIASES = {
     "MSE": "mean_squared_error",
     "mae": "mean_absolute_error",
     "MAE": "mean_absolute_error",
+    "mape": "mean_absolute_percentage_error",
+    "MAPE": "mean_absolute_percentage_error",
+    "msle": "mean_squared_logarithmic_error",
+    "MSLE": "mean_squared_logarithmic_error",
+    "kld": "kl_divergence",
+    "KLD": "kl_divergence",
+    "kullback_leibler_divergence": "kl_divergence",
     "logcosh": "log_cosh",
 }
 """Other names of functions, as in Keras."""
@@ -61,11 +68,8 @@ def get(identifier: Any) -> Any:
     """
     if identifier is None:
         return None
-    if isinstance(identifier, dict):
+    if isinstance(identifier, (dict, str)):
         return deserialize(identifier)
-    if isinstance(identifier, str):
-        found = _find(identifier)
-        return found() if inspect.isclass(found) else found
     if callable(identifier):
         return identifier() if inspect.isclass(identifier) else identifier
     raise ValueError(f"Could not interpret loss identifier: {identifier!r}")
@@ -109,7 +113,8 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     Parameters
     ----------
     config : dict or str
-        A class's name and config, or a name.
+        A class's name and config, or a name. What ``keras.losses.serialize`` gives is taken too, of functions as well,
+        where the names agree.
     custom_objects : dict, optional
         More classes and functions by name.
 
@@ -130,27 +135,36 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     """
     custom = custom_objects or {}
     if isinstance(config, str):
-        return custom[config] if config in custom else _find(config)
+        found = custom[config] if config in custom else _find(config)
+        return found() if inspect.isclass(found) else found
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise ValueError(
             f"Could not interpret loss identifier: {config!r}; expected a dict with `class_name` and `config`"
         )
     name, arguments = config["class_name"], config.get("config", {})
-    found = custom[name] if name in custom else _find(name)
-    if not inspect.isclass(found):
-        raise ValueError(f"Could not interpret loss identifier: {name!r} is a function, and takes no config")
+    if name == "function" and isinstance(arguments, str):  # Keras's form of a function
+        name, arguments = arguments, {}
+    # TensorFlow Addons writes the name with its package: Addons>GIoULoss.
+    found = custom[name] if name in custom else _find(name.rpartition(">")[2])
     if not isinstance(arguments, dict):
         raise ValueError(
             f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
         )
-    return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
+    if inspect.isclass(found):
+        return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
+    if arguments:
+        raise ValueError(
+            f"Could not interpret loss identifier: {name!r} is a function, and takes no config, got {arguments!r}"
+        )
+    return found
 
 
 def _find(name: str) -> Any:
     known = {**_functions, **_classes}
     found = known.get(ALIASES.get(name, name))
     if found is None:
-        near = difflib.get_close_matches(name, [*known, *ALIASES], n=3, cutoff=0.5)
+        aliases = [alias for alias, target in ALIASES.items() if target in known]
+        near = difflib.get_close_matches(name, [*known, *aliases], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known are {', '.join(sorted(known))}"
         raise ValueError(f"Could not interpret loss identifier: {name!r}{hint}")
     return found

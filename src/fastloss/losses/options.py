@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,17 @@ def true(name: str, value: Any) -> bool:
     if not flag(name, value):
         raise ValueError(f"`{name}` must be True, got False")
     return True
+
+
+def choice(*known: str) -> Callable[[str, Any], str]:
+    """One of these words."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}")
+        return value
+
+    return check
 
 
 def integer(name: str, value: Any) -> int:

@@ -18,13 +18,14 @@ from fastloss.losses.arrays import Array, match_ranks, match_shapes, to_array
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none", None)
 
 
-def check_reduction(reduction: Any) -> str | None:
-    """`reduction` if it is one."""
-    if (reduction is not None and not isinstance(reduction, str)) or reduction not in REDUCTIONS:
+def check_reduction(reduction: Any, accepts_auto: bool = False) -> str | None:
+    """`reduction` if it is one; ``"auto"``, where a loss accepts that, as what it stands for."""
+    known = (*REDUCTIONS, "auto") if accepts_auto else REDUCTIONS
+    if (reduction is not None and not isinstance(reduction, str)) or reduction not in known:
         raise ValueError(
-            f"Invalid value for argument `reduction`. Expected one of {REDUCTIONS}. Received: reduction={reduction!r}"
+            f"Invalid value for argument `reduction`. Expected one of {known}. Received: reduction={reduction!r}"
         )
-    return reduction
+    return "sum_over_batch_size" if reduction == "auto" else reduction
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,16 @@ def reduce(losses: Array, reduction: Reduction) -> Any:
     flat = losses.reshape(-1)
     if reduction.mask is not None:
         flat = np.where(reduction.mask, flat, kind(0))
-    if reduction.weights is not None:
-        flat = flat * reduction.weights
-    if reduction.shape is None:
-        return kind(np.sum(flat, dtype=np.float64) * reduction.value_factor)
-    result = flat.reshape(reduction.shape if reduction.spread is None else losses.shape) * kind(reduction.value_factor)
-    return result if reduction.spread is None else result * reduction.spread
+    # Infinite and missing losses are results, as they are in compiled code: no warning says so.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if reduction.weights is not None:
+            flat = flat * reduction.weights
+        if reduction.shape is None:
+            return kind(np.sum(flat, dtype=np.float64) * reduction.value_factor)
+        result = flat.reshape(reduction.shape if reduction.spread is None else losses.shape) * kind(
+            reduction.value_factor
+        )
+        return result if reduction.spread is None else result * reduction.spread
 
 
 def class_weights(class_weight: Any, labels: Array, dtype: np.dtype[Any]) -> Array:
