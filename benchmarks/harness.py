@@ -23,9 +23,14 @@ def data(row: Row, shape: tuple[int, int], dtype: str, logits: bool, seed: int =
     p = rng.normal(size=shape).astype(dtype)
     if row.domain == "real":
         return rng.normal(size=shape).astype(dtype), p
-    if row.domain == "probability":
-        return (rng.random(shape) < 0.5).astype(dtype), p if logits else (1 / (1 + np.exp(-p))).astype(dtype)
-    if not logits:
+    if row.domain == "positive":
+        return rng.uniform(0.5, 3, shape).astype(dtype), np.exp(p)
+    if row.domain == "sign":
+        return rng.choice([-1, 1], shape).astype(dtype), p
+    sigmoid = (1 / (1 + np.exp(-p))).astype(dtype)
+    if row.domain in ("probability", "unit", "pairs"):
+        return (rng.random(shape) < 0.5).astype(dtype), p if logits else sigmoid
+    if not logits and row.domain != "scores":
         p = np.exp(p)
         p /= p.sum(axis=1, keepdims=True)
     labels = rng.integers(0, shape[1], shape[0])
@@ -113,8 +118,8 @@ def limits(dtype: str) -> dict[str, Callable[..., None]]:
 
         return loop
 
-    division = xp.jit(lambda x: one / x)
-    return {"copy": copy, "add": add, "exp": in_cache(xp.exp), "log": in_cache(xp.log), "div": in_cache(division)}
+    functions = {"exp": xp.exp, "log": xp.log, "div": xp.jit(lambda x: one / x), "pow": xp.jit(lambda x: xp.pow(x, x))}
+    return {"copy": copy, "add": add, **{name: in_cache(function) for name, function in functions.items()}}
 
 
 def positive(shape: tuple[int, ...], dtype: str) -> Any:
