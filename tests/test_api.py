@@ -362,7 +362,9 @@ def test_what_is_no_identifier(identifier):
         losses.deserialize(identifier)
 
 
-@pytest.mark.parametrize("loss", [None, "mse", 3, len, Quartic, losses.get], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [None, "mse", 3, len, Quartic, losses.get], ids=lambda loss: getattr(loss, "__name__", repr(loss))
+)
 def test_what_cannot_be_serialised(loss):
     with pytest.raises(ValueError, match=r"^Could not interpret loss identifier.*expected a Loss or a function"):
         losses.serialize(loss)
