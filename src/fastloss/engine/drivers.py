@@ -12,6 +12,9 @@ Every kernel is run by the one function that `build` returns, compiled twice fro
 ``row``
     One row to its sum, writing gradient and Hessian on the way: `_pointwise_row` or `_rowwise_row`.
 
+A few long rows (Dice over a whole batch is one) leave nothing to divide that way; where nothing but sums precedes the
+slope, `_long_rows` divides the rows themselves.
+
 Sums are taken in the compute dtype over at most `CHUNK` elements, spread over the vector lanes, and in float64 from
 there, so a float32 loss over 10⁸ elements is right to float32.
 
@@ -35,7 +38,7 @@ from numba import prange
 
 from fastloss.engine import access, jit, storage
 from fastloss.engine.toolbox import toolbox
-from fastloss.engine.variant import CELLS, CHUNK, Variant
+from fastloss.engine.variant import CELLS, CHUNK, UNIT_ELEMENTS, Variant
 
 
 def build(variant: Variant) -> Callable[..., Any]:
@@ -46,10 +49,12 @@ def build(variant: Variant) -> Callable[..., Any]:
     class, or -1. If there is one, nothing has been written.
     """
     xp = toolbox(np.dtype(variant.dtype))
+    if variant.long:
+        return _long_rows(variant, xp)
     if variant.kernel.shape == "pointwise":
         row = _pointwise_row(variant, xp)
     else:
-        row = _rowwise_row(variant, xp)
+        row, *_ = _rowwise_row(variant, xp)
     unit = _cells(variant, xp) if variant.short else _rows(variant, xp, row)
     first_bad, odd = _first_bad(variant), _odd_labels(variant, xp)
     GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
@@ -104,6 +109,65 @@ def build(variant: Variant) -> Callable[..., Any]:
         total = 0.0
         for u in range(units):
             total += totals[u]
+        return total * value_scale, -1
+
+    return drive
+
+
+def _long_rows(variant: Variant, xp: Any) -> Callable[..., Any]:
+    """The driver for a few long rows of losses without a pivot: each row's sums and its slope are cut into pieces."""
+    compute = xp.type
+    GRADIENT, IN_PLACE = variant.outputs >= 1, variant.in_place
+    WEIGHTED, MASKED, VALUES = variant.weighted, variant.masked, variant.values
+    zero = xp.const(0.0)
+    _, collect, finish, spread, own = _rowwise_row(variant, xp)
+    clear = _clear(variant)
+
+    def drive(y, p, weights, grad_weights, mask, g, h, values, params, columns, rows_per_unit, value_scale, grad_scale):
+        p_flat = p.ravel()
+        y_flat = y.ravel()
+        g_flat = p_flat
+        if GRADIENT:
+            if not IN_PLACE:
+                g_flat = g.ravel()
+        pieces = (columns + UNIT_ELEMENTS - 1) // UNIT_ELEMENTS
+        sums = np.empty((pieces, 3), np.float64)
+        total = 0.0
+        for r in range(p_flat.size // columns):
+            start = r * columns
+            stop = start + columns
+            if MASKED:
+                if mask[r] == 0:
+                    clear(g_flat, g_flat, start, stop)
+                    if VALUES:
+                        values[r] = 0
+                    continue
+            for k in prange(pieces):
+                low = start + k * UNIT_ELEMENTS
+                high = min(low + UNIT_ELEMENTS, stop)
+                sums[k, 0], sums[k, 1], sums[k, 2] = collect(
+                    y_flat, p_flat, g_flat, g_flat, g_flat, low, high, zero, params
+                )
+            a, b, c = 0.0, 0.0, 0.0
+            for k in range(pieces):
+                a += sums[k, 0]
+                b += sums[k, 1]
+                c += sums[k, 2]
+            loss, u, v = finish(zero, compute(a), compute(b), compute(c), *own(params, 0))
+            if GRADIENT:
+                scale = grad_scale
+                if WEIGHTED:
+                    scale = scale * grad_weights[r]
+                for k in prange(pieces):
+                    low = start + k * UNIT_ELEMENTS
+                    high = min(low + UNIT_ELEMENTS, stop)
+                    spread(y_flat, p_flat, g_flat, g_flat, g_flat, low, high, u, v, compute(scale), params)
+            value = np.float64(loss)
+            if WEIGHTED:
+                value = value * weights[r]
+            if VALUES:
+                values[r] = value * value_scale
+            total += value
         return total * value_scale, -1
 
     return drive
@@ -306,8 +370,11 @@ def _cells(variant: Variant, xp: Any) -> Callable[..., Any]:
     return unit
 
 
-def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
-    """A row of a rowwise loss in its stages; the row comes from memory once and from cache after that."""
+def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
+    """A row of a rowwise loss in its stages, and the stages `collect`, `finish` and `spread` by themselves.
+
+    The row comes from memory once and from cache after that.
+    """
     GRADIENT = variant.outputs >= 1
     INDEX, SMOOTH, IN_PLACE = variant.index, variant.smooth, variant.in_place
     functions = variant.kernel.factory(xp)
@@ -353,6 +420,33 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
                 store(g, i, slope(target(y, i, params), keep, u, v, *own(params, 0)) * scale)
 
     @jit.inner_loop
+    def collect(y, p, g, h, kept, start, stop, m, params):
+        """The sums over [start, stop) of what is gathered."""
+        rest = own(params, 0)
+        a, b, c = 0.0, 0.0, 0.0
+        for low in range(start, stop, CHUNK):
+            end = min(low + CHUNK, stop)
+            access.fetch(p, low + (stop - start), end + (stop - start))
+            touch(y, p, g, h, low, end)
+            a_part, b_part, c_part = zero, zero, zero
+            for i in range(low, end):
+                keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m, *rest)
+                a_part += a_i
+                b_part += b_i
+                c_part += c_i
+                if KEEPS and (GRADIENT or AGAIN):
+                    if not SHARED:
+                        put(kept, i - start, keep)
+                    elif IN_PLACE:
+                        put(p, i, keep)
+                    else:
+                        put(g, i, keep)
+            a += a_part
+            b += b_part
+            c += c_part
+        return a, b, c
+
+    @jit.inner_loop
     def first_peak(y, p, m, start, stop, params):
         """The first element whose score is the pivot, or `stop`."""
         found = stop
@@ -377,30 +471,11 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
                 right = (one - params[1]) + params[0]
         a, b, c = 0.0, 0.0, 0.0
         if not LABEL_ONLY:
-            for low in range(start, stop, CHUNK):
-                end = min(low + CHUNK, stop)
-                access.fetch(p, low + (stop - start), end + (stop - start))
-                touch(y, p, g, h, low, end)
-                a_part, b_part, c_part = zero, zero, zero
-                for i in range(low, end):
-                    keep, a_i, b_i, c_i = gather(target(y, i, params), load_p(p, i), m, *rest)
-                    a_part += a_i
-                    b_part += b_i
-                    c_part += c_i
-                    if KEEPS and (GRADIENT or AGAIN):
-                        if not SHARED:
-                            put(kept, i - start, keep)
-                        elif IN_PLACE:
-                            put(p, i, keep)
-                        else:
-                            put(g, i, keep)
-                a += a_part
-                b += b_part
-                c += c_part
+            a, b, c = collect(y, p, g, h, kept, start, stop, m, params)
         label_kept = zero
         if INDEX:
             # Take the label's entry out with the target it does not have, put it in with the one it has.
-            keep, a_i, b_i, c_i = gather(wrong, picked, m, *rest)
+            _, a_i, b_i, c_i = gather(wrong, picked, m, *rest)
             label_kept, a_label, b_label, c_label = gather(right, picked, m, *rest)
             a += a_label - a_i
             b += b_label - b_i
@@ -434,7 +509,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
                     store(g, top, (slope(t, zero, u, v, *rest) + peak(t, u, v, *rest)) * scale)
         return np.float64(loss)
 
-    return row
+    return row, collect, finish, spread, own
 
 
 def _pivot(variant: Variant, xp: Any, pivot: str, score: Any) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastloss.engine import threads
 from fastloss.engine.compile import compiled
-from fastloss.engine.variant import FLAT_COLUMNS, SHORT_ROW, UNIT_ELEMENTS, Variant
+from fastloss.engine.variant import FEW_ROWS, FLAT_COLUMNS, LONG_ROW, SHORT_ROW, UNIT_ELEMENTS, Variant
 
 NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "pow": 3.0, "memory": 0.25}
 """About what an element costs on one thread: enough to tell when a second one pays."""
@@ -41,10 +41,12 @@ class Launch:
             columns = FLAT_COLUMNS
         elif pointwise:
             variant = replace(variant, short=columns <= SHORT_ROW and not variant.vector)
+        elif variant.kernel.divisible and rows < FEW_ROWS and columns >= LONG_ROW:
+            variant = replace(variant, long=True)
         self.variant = variant
         self.columns = columns
         self.rows_per_unit = max(1, UNIT_ELEMENTS // max(1, columns))
-        self.units = -(-elements // max(1, columns * self.rows_per_unit))
+        self.units = columns // UNIT_ELEMENTS if variant.long else -(-elements // max(1, columns * self.rows_per_unit))
         self.work = elements * (NANOSECONDS["memory"] + sum(NANOSECONDS[call] for call in variant.kernel.calls))
         if not pointwise:
             self.work += rows * ROW_NANOSECONDS

@@ -22,6 +22,12 @@ SHORT_ROW = 32
 """Rows up to this length take the short-row driver."""
 
 
+LONG_ROW = 4 * UNIT_ELEMENTS
+"""Rows from this length on are divided, where there are fewer than `FEW_ROWS`."""
+
+FEW_ROWS = 16
+
+
 @dataclass(frozen=True)
 class Variant:
     """One compiled form of a kernel.
@@ -36,10 +42,10 @@ class Variant:
         Storage codes of targets, predictions and gradient.
     outputs : int
         0 for the value alone, 1 with the gradient, 2 with the diagonal Hessian too.
-    weighted, masked, values, in_place, index, smooth, vector, short, parallel : bool
+    weighted, masked, values, in_place, index, smooth, vector, short, long, parallel : bool
         Per-row weights; a per-row mask; per-row values are written; the gradient overwrites the predictions; the
-        targets are class indices; they are smoothed; the one parameter differs by column; rows are short; compiled for
-        several threads.
+        targets are class indices; they are smoothed; the one parameter differs by column; rows are short; rows are
+        few and long; compiled for several threads.
     """
 
     kernel: Kernel
@@ -56,4 +62,5 @@ class Variant:
     smooth: bool = False
     vector: bool = False
     short: bool = False
+    long: bool = False
     parallel: bool = False

@@ -89,6 +89,9 @@ class Kernel:
     binary_labels : bool
         The first two parameters are a scale and a shift of the targets, (2, -1) if every target is 0 or 1, else (1, 0):
         the driver looks and sets them.
+    divisible : bool
+        Of a rowwise kernel: sums are all that its slope needs (no pivot, nothing kept but the prediction, no score, no
+        second stage), so a row may be divided among threads.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Kernel:
     params: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     binary_labels: bool = False
+    divisible: bool = False
 
 
 def pointwise(
@@ -110,11 +114,13 @@ def pointwise(
     return decorate
 
 
-def rowwise(*, params: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> Callable[[Callable[[Any], Any]], Kernel]:
+def rowwise(
+    *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), divisible: bool = False
+) -> Callable[[Callable[[Any], Any]], Kernel]:
     """Make a `Kernel` of a factory that returns `RowFunctions`."""
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
-        return Kernel(factory.__name__, "rowwise", factory, params, calls)
+        return Kernel(factory.__name__, "rowwise", factory, params, calls, divisible=divisible)
 
     return decorate
 

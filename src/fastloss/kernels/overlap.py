@@ -7,7 +7,7 @@ from typing import Any
 from fastloss.kernels.definition import RowFunctions, rowwise
 
 
-@rowwise(params=("alpha", "beta"))
+@rowwise(params=("alpha", "beta"), divisible=True)
 def tversky(xp: Any) -> Any:
     """1 - I/D with I = Σt·p and D = I + α·Σ(1 - t)·p + β·Σt·(1 - p) + ε.
 
@@ -30,7 +30,7 @@ def tversky(xp: Any) -> Any:
     return RowFunctions("none", gather, finish, slope, keeps="nothing")
 
 
-@rowwise()
+@rowwise(divisible=True)
 def dice(xp: Any) -> Any:
     """1 - 2I/D with I = Σt·p and D = Σt + Σp + ε; slope -2t/D + 2I/D²."""
     zero, one, two = xp.consts(0.0, 1.0, 2.0)

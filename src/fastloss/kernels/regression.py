@@ -128,7 +128,7 @@ def log_cosh(xp: Any) -> Any:
     return terms
 
 
-@rowwise()
+@rowwise(divisible=True)
 def cosine_similarity(xp: Any) -> Any:
     """-Σ ŷ·p̂ with x̂ = x / sqrt(max(Σx², ε²)).
 
