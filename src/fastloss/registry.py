@@ -156,7 +156,15 @@ LOSSES: dict[str, Row] = {
 }
 """All pointwise and rowwise losses, by identifier."""
 
-_BATCH: tuple[BatchRow, ...] = ()
+_BATCH: tuple[BatchRow, ...] = (
+    BatchRow(
+        "ctc",
+        losses.CTC,
+        losses.ctc,
+        ({}, {"blank": 2}, {"zero_infinity": True}),
+        "-log Σ over alignments Π softmax(p)",
+    ),
+)
 
 BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in _BATCH}
 """All others."""

@@ -10,6 +10,7 @@ from fastloss.kernels.crossentropy import (
 )
 from fastloss.kernels.definition import Kernel, RowFunctions, pointwise, rowwise
 from fastloss.kernels.regression import huber, log_cosh, mean_absolute_error, mean_squared_error
+from fastloss.kernels.sequence import ctc
 
 __all__ = [
     "Kernel",
@@ -18,6 +19,7 @@ __all__ = [
     "binary_crossentropy_logits",
     "categorical_crossentropy",
     "categorical_crossentropy_logits",
+    "ctc",
     "huber",
     "log_cosh",
     "mean_absolute_error",

@@ -23,8 +23,10 @@ from fastloss.losses.regression import (
     mean_absolute_error,
     mean_squared_error,
 )
+from fastloss.losses.sequence import CTC, ctc
 
 register(
+    CTC,
     BinaryCrossentropy,
     CategoricalCrossentropy,
     Huber,
@@ -34,6 +36,7 @@ register(
     SparseCategoricalCrossentropy,
     binary_crossentropy,
     categorical_crossentropy,
+    ctc,
     huber,
     log_cosh,
     mean_absolute_error,
@@ -42,6 +45,7 @@ register(
 )
 
 __all__ = [
+    "CTC",
     "BinaryCrossentropy",
     "CategoricalCrossentropy",
     "Huber",
@@ -52,6 +56,7 @@ __all__ = [
     "SparseCategoricalCrossentropy",
     "binary_crossentropy",
     "categorical_crossentropy",
+    "ctc",
     "deserialize",
     "get",
     "huber",

@@ -300,8 +300,9 @@ class Loss:
         upstream: Any,
         out: Array | None,
         n_threads: int | None,
+        **extras: Any,
     ) -> tuple[Any, Any, Any]:
-        """Value, gradient and Hessian, as far as `outputs` asks."""
+        """Value, gradient and Hessian, as far as `outputs` asks; `extras` are what else `_compute` takes."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
@@ -313,7 +314,7 @@ class Loss:
             others = {"y_true": targets, "sample_weight": weight, "mask": valid}
             arrays.check_out(out, predictions, gradient, others)
         y, p = self._inputs(targets, predictions, compute)
-        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads)
+        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads, **extras)
         losses = np.asarray(losses)
         if losses.dtype.kind != "f":
             raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
@@ -412,8 +413,9 @@ class KernelLoss(Loss):
         upstream: Any,
         out: Array | None,
         n_threads: int | None,
+        **extras: Any,
     ) -> tuple[Any, Any, Any]:
-        """Value, gradient and Hessian, as far as `outputs` asks."""
+        """Value, gradient and Hessian, as far as `outputs` asks; a compiled loss has no use for `extras`."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
         key = None
@@ -549,10 +551,10 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-_handles: dict[Any, KernelLoss] = {}
+_handles: dict[Any, Loss] = {}
 
 
-def per_sample(loss: type[KernelLoss], **options: Any) -> Callable[[Any, Any], Any]:
+def per_sample(loss: type[Loss], **options: Any) -> Callable[..., Any]:
     """A function handle's loss: unreduced, and remembered together with its plans."""
     # The types too, since True equals 1 but is no number an option takes.
     key = (loss, *options.values(), *map(type, options.values()))
