@@ -324,7 +324,8 @@ class Loss:
         if counted is not None:
             valid = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
         reduction = reductions.resolve(losses.shape, self._reduction, weight, valid, upstream, compute)
-        value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
+            value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
         if not outputs or slope is None:
             return value, None, None
         found = self._pull(slope, reduction, losses.shape, p)
