@@ -258,6 +258,15 @@ def box_pairs(random, options, size):
     return y_true, y_true + shift + 5 * (np.arange(size) % 3 == 2)[:, None]
 
 
+def label_sequences(random, options, size):
+    """Sequences of up to three labels in seven frames, repetitions among them, and one without labels."""
+    blank = options.get("blank", 0)
+    y_true = np.where(random.random((size, 3)) < 0.5, 1, 3)
+    y_true[0] = blank
+    y_true[1:, 2] = np.where(random.random(size - 1) < 0.5, blank, 4) if size > 1 else blank
+    return y_true, random.normal(size=(size, 7, 5))
+
+
 def one_hot_and_probabilities(random, options, size):
     """Each class at least once, and nothing certain."""
     classes = options["num_classes"]
@@ -267,6 +276,7 @@ def one_hot_and_probabilities(random, options, size):
 
 
 BATCH_INPUTS: dict[str, Callable[[np.random.Generator, dict[str, Any], int], tuple[np.ndarray, np.ndarray]]] = {
+    "ctc": label_sequences,
     "giou_loss": box_pairs,
     "weighted_kappa_loss": one_hot_and_probabilities,
 }

@@ -303,6 +303,13 @@ _BATCH: tuple[BatchRow, ...] = (
         ({"num_classes": 4}, {"num_classes": 3, "weightage": "linear", "epsilon": 0.01}),
         "log(Σ w·p / (Σy ᵀW Σp / B) + ε)",
     ),
+    BatchRow(
+        "ctc",
+        losses.CTC,
+        losses.ctc,
+        ({}, {"blank": 2}, {"zero_infinity": True}),
+        "-log Σ over alignments Π softmax(p)",
+    ),
 )
 
 BATCH_LOSSES: dict[str, BatchRow] = {row.name: row for row in _BATCH}

@@ -45,6 +45,10 @@ pow                    0.87    1.00    3.2     7.6
   `exp_nonpositive`, `sigmoid` and `softplus` may give zero instead.
 * `exp_nonpositive` and `expm1_nonpositive` take x <= 0, `log1p_unit` takes [0, 1], `log_positive` takes positive normal
   numbers and infinity. All of them pass a NaN through. What they leave out is a third to two thirds of the time.
+* `exp_parts`, `parts` and `power_of_two` serve numbers m 2^n that no dtype holds, n an integer in the dtype of m.
+  ``exp_parts(x)`` is such a pair for e^x with m in [0.7, 1.42), of any size (-inf gives n = -inf, and m = 1).
+  ``parts(x)`` is one for a positive normal x with m in [1, 2). ``power_of_two(n)`` takes n < 128 (1024 in float64);
+  from -127 (-1023) downwards it is 0, and 0 for NaN, the difference of two n that are -inf.
 * `pow` treats -0 as 0 and gives NaN for every other negative base, except that ``pow(x, 0)`` is 1 for any x.
 """
 
@@ -320,6 +324,29 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
     def softplus(x: Scalar) -> Scalar:
         return at_least(x, zero) + log1p_unit(exp_nonpositive(-abs(x)))
 
+    # ---- numbers beyond the dtype's range: m 2^n, n a float too ---------------------------------------------------
+
+    to_integer, integers_from = real(1.5 * 2**digits), real(2.0 ** (digits - 1))
+    lowest_power = real(-bias)
+
+    @jit
+    def exp_parts(x: Scalar) -> Scalar:
+        # From 2^(digits - 1) on x no longer says where between two powers e^x is: all of it goes into n.
+        t = x * log2e
+        n = where(abs(t) < integers_from, (t + to_integer) - to_integer, t)
+        r = (x - n * ln2_high) - n * ln2_low
+        r = where(abs(r) < one, r, zero)
+        return one + r * exp_slope(r), n
+
+    @jit
+    def parts(x: Scalar) -> Scalar:
+        field = word(bits(x) >> mantissa_bits)
+        return value(word(bits(x) & mantissa_mask) | one_word), value(field | field_origin_word) - exponent_origin
+
+    @jit
+    def power_of_two(n: Scalar) -> Scalar:
+        return power(where(n > lowest_power, n, lowest_power) + round_to_power)
+
     # ---- powers -----------------------------------------------------------------------------------------------------
 
     to_log2_high, to_log2_low = (real(c) for c in coefficients.ATANH_TO_LOG2[name])
@@ -371,4 +398,5 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
         return where((y == zero) | (x == one), one, result)
 
     public = (exp, exp_nonpositive, expm1, expm1_nonpositive, log, log_positive, log1p, log1p_unit)
-    return {f.__name__: f for f in (*public, tanh, sigmoid, softplus, pow)}
+    scaled_numbers = (exp_parts, parts, power_of_two)
+    return {f.__name__: f for f in (*public, tanh, sigmoid, softplus, pow, *scaled_numbers)}

@@ -52,6 +52,7 @@ from fastloss.kernels.regression import (
     mean_squared_logarithmic_error,
     pinball,
 )
+from fastloss.kernels.sequence import ctc
 
 __all__ = [
     "Kernel",
@@ -71,6 +72,7 @@ __all__ = [
     "categorical_hinge",
     "contrastive",
     "cosine_similarity",
+    "ctc",
     "dice",
     "generalized_crossentropy",
     "giou",

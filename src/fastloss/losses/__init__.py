@@ -67,8 +67,10 @@ from fastloss.losses.regression import (
     mean_squared_logarithmic_error,
     pinball_loss,
 )
+from fastloss.losses.sequence import CTC, ctc
 
 register(
+    CTC,
     BinaryCrossentropy,
     BinaryFocalCrossentropy,
     CategoricalCrossentropy,
@@ -106,6 +108,7 @@ register(
     dice,
     hinge,
     giou_loss,
+    ctc,
     huber,
     kl_divergence,
     log_cosh,
@@ -123,6 +126,7 @@ register(
 )
 
 __all__ = [
+    "CTC",
     "BinaryCrossentropy",
     "BinaryFocalCrossentropy",
     "CategoricalCrossentropy",
@@ -158,6 +162,7 @@ __all__ = [
     "categorical_hinge",
     "contrastive_loss",
     "cosine_similarity",
+    "ctc",
     "deserialize",
     "dice",
     "get",

@@ -306,8 +306,9 @@ class Loss:
         upstream: Any,
         out: Array | None,
         n_threads: int | None,
+        **extras: Any,
     ) -> tuple[Any, Any, Any]:
-        """Value, gradient and Hessian, as far as `outputs` asks."""
+        """Value, gradient and Hessian, as far as `outputs` asks; `extras` are what else `_compute` takes."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
@@ -319,7 +320,7 @@ class Loss:
             others = {"y_true": targets, "sample_weight": weight, "mask": valid}
             arrays.check_out(out, predictions, gradient, others)
         y, p = self._inputs(targets, predictions, compute)
-        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads)
+        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads, **extras)
         losses = np.asarray(losses)
         if losses.dtype.kind != "f":
             raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
@@ -329,7 +330,8 @@ class Loss:
         if counted is not None:
             valid = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
         reduction = reductions.resolve(losses.shape, self._reduction, weight, valid, upstream, compute)
-        value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
+            value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
         if not outputs or slope is None:
             return value, None, None
         found = self._pull(slope, reduction, losses.shape, p)
@@ -430,8 +432,9 @@ class KernelLoss(Loss):
         upstream: Any,
         out: Array | None,
         n_threads: int | None,
+        **extras: Any,
     ) -> tuple[Any, Any, Any]:
-        """Value, gradient and Hessian, as far as `outputs` asks."""
+        """Value, gradient and Hessian, as far as `outputs` asks; a compiled loss has no use for `extras`."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
         key = None
@@ -579,7 +582,7 @@ def snake_case(name: str) -> str:
 _handles: dict[Any, Loss] = {}
 
 
-def per_sample(loss: type[Loss], **options: Any) -> Callable[[Any, Any], Any]:
+def per_sample(loss: type[Loss], **options: Any) -> Callable[..., Any]:
     """A function handle's loss: unreduced, and remembered together with its plans."""
     # The types too, since True equals 1 but is no number an option takes.
     key = (loss, *options.values(), *map(type, options.values()))

@@ -91,6 +91,14 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"`{name}` must be an integer, got {value!r}") from None
 
 
+def index(name: str, value: Any) -> int:
+    """An integer that is 0 or more."""
+    result = integer(name, value)
+    if result < 0:
+        raise ValueError(f"`{name}` must not be negative, got {value}")
+    return result
+
+
 def optional_integer(name: str, value: Any) -> int | None:
     """An integer or None."""
     return None if value is None else integer(name, value)

@@ -1,0 +1,287 @@
+"""Connectionist temporal classification: all alignments of a label sequence with the frames of an input sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastloss.kernels.definition import itemwise
+
+TABLE_BYTES = 1 << 20
+"""The largest table of all frames: what stays in a core's cache, and in the heap from one sequence to the next.
+
+4 sequences of 2000 frames and 1000 labels in float32 take 77 ms with tables of 40 MB each and 23 ms in segments.
+"""
+
+
+@itemwise
+def ctc(xp):
+    """The forward and backward recursions of one sequence (Graves et al. 2006), softmax and gradient included.
+
+    With q_t(c) = exp(z_tc - max z_t), a path through the states "blank before label k" and "label k" has the weight
+    Π q_t, A(state) is the weight of all paths that reach a state at frame t, B(state) that of all ways on from there,
+    and Z = A·B summed over the states of any one frame. The loss is Σ log Σ_c q_t(c) - log Z, and its gradient with
+    respect to z_tc is softmax(z_t)_c minus the share A·B/Z of the states that emit c.
+
+    **Numbers.** A, B and Z are pairs m·2^n, each state with an n of its own (`xp.exp_parts` and its kin). A frame of
+    the forward recursion costs 0.9-1.1 ns for a label and its blank in float32, 1.9-2.1 in float64 (41 to 512 labels,
+    AVX2 code, the emissions' exponentials included). The alternatives were measured beside it:
+
+    * Log space takes 1.8-2.1 and 6.0-6.6 ns, for an exponential a term, and log A ≈ -6000 leaves float32 three
+      decimals: with 1000 labels in 2000 frames, PyTorch's float32 gradient is off by 0.005 to 0.05, this one by 3e-6.
+    * Linear space with one scale a frame takes 0.23-0.46 and 0.42-1.0 ns, but what is improbable now may be all that
+      can still reach the end, and states 2^-126 (2^-1022) below a frame's best are lost, silently: 200 labels in 2000
+      frames of equal logits give 7018 instead of 7279 in float32, in 4000 frames 15299 instead of 15319 in float64.
+
+    n is -inf where there is no path (m is then any finite number), and a float, so that even logits 1e30 apart give
+    what log space would.
+
+    **Memory.** A frame is a row of columns, of which column k has the blank before label k and label k; the last one
+    has the final blank and no label. Its parts ``[blank m | label m | blank n | label n | label's z - max]`` are
+    contiguous, so that transitions are vector loads, one of them shifted by one column. Columns come in blocks of a
+    cache line, without scalar leftovers. Only the blocks that can be reached from the start and from which the end can
+    be reached are computed: with twice as many frames as labels that is half of them. The rest of a row is never
+    written, so its neighbours' reads are met by *empty* columns: one on the left of the row's blocks (their label
+    part), and a whole block where the next frame's begin or end further out.
+
+    Without a gradient two rows suffice. Otherwise A is kept for all frames where that takes no more than `TABLE_BYTES`;
+    beyond, only for each √T-th, and the frames between are computed again, √T at a time.
+    """
+    real = xp.type
+    lanes = 64 // xp.dtype.itemsize
+    zero, one, empty, nan = xp.consts(0.0, 1.0, -np.inf, np.nan)
+    ln2 = np.log(2.0)
+    large = 2.0**512
+    most_numbers = TABLE_BYTES // xp.dtype.itemsize
+
+    @xp.jit
+    def larger(a, b):
+        return a if a > b else b
+
+    @xp.jit
+    def clear(s, row, width, start, stop):
+        """Leave no path in these columns."""
+        for k in range(start, stop):
+            s[np.uintp(row + k)] = one
+            s[np.uintp(row + width + k)] = one
+            s[np.uintp(row + 2 * width + k)] = empty
+            s[np.uintp(row + 3 * width + k)] = empty
+
+    @xp.jit
+    def forward(s, before, now, width, skip, start, stop, z_blank):
+        """A of frame `now` from that of `before`; `z_blank` is the blank's z - max."""
+        q_blank, n_blank = xp.exp_parts(z_blank)
+        left, w = np.uintp(1), np.uintp(width)
+        old_bm, new_bm = np.uintp(before), np.uintp(now)
+        old_lm, old_bn, old_ln = old_bm + w, old_bm + w + w, old_bm + w + w + w
+        new_lm, new_bn, new_ln, new_z = new_bm + w, new_bm + w + w, new_bm + w + w + w, new_bm + w + w + w + w
+        for column in range(start, stop):
+            k = np.uintp(column)
+            bm, bn, lm, ln = s[old_bm + k], s[old_bn + k], s[old_lm + k], s[old_ln + k]
+            pm, pn = s[old_lm + k - left], s[old_ln + k - left]
+            n = larger(bn, pn)
+            m, up = xp.parts((bm * xp.power_of_two(bn - n) + pm * xp.power_of_two(pn - n)) * q_blank)
+            s[new_bm + k] = m
+            s[new_bn + k] = n + n_blank + up
+            pn += skip[k]
+            n = larger(larger(bn, ln), pn)
+            q, n_label = xp.exp_parts(s[new_z + k])
+            m = bm * xp.power_of_two(bn - n) + lm * xp.power_of_two(ln - n) + pm * xp.power_of_two(pn - n)
+            m, up = xp.parts(m * q)
+            s[new_lm + k] = m
+            s[new_ln + k] = n + n_label + up
+
+    @xp.jit
+    def backward(s, row, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares):
+        """B·q of frame `now` from that of `after`, and A·B/Z: of the blanks, then (from `width`) of the labels.
+
+        Two loops, because LLVM tests first that what a loop writes overlaps nothing it reads, and has few columns done
+        one by one where that is many tests: with 8 labels, all of the loss takes 1.8 instead of 3.5 ms.
+        """
+        q_blank, n_blank = xp.exp_parts(z_blank)
+        right, w, v = np.uintp(1), np.uintp(width), np.uintp(span)
+        a_bm = np.uintp(row)
+        a_lm, a_bn, a_ln, z = a_bm + w, a_bm + w + w, a_bm + w + w + w, a_bm + w + w + w + w
+        old_bm, new_bm = np.uintp(after), np.uintp(now)
+        old_lm, old_bn, old_ln = old_bm + v, old_bm + v + v, old_bm + v + v + v
+        new_lm, new_bn, new_ln = new_bm + v, new_bm + v + v, new_bm + v + v + v
+        for column in range(start, stop):
+            k = np.uintp(column)
+            bm, bn, lm, ln = b[old_bm + k], b[old_bn + k], b[old_lm + k], b[old_ln + k]
+            n = larger(bn, ln)
+            m = bm * xp.power_of_two(bn - n) + lm * xp.power_of_two(ln - n)
+            shares[k] = s[a_bm + k] * m * xp.power_of_two(s[a_bn + k] + n - n_all) * share
+            m, up = xp.parts(m * q_blank)
+            b[new_bm + k] = m
+            b[new_bn + k] = n + n_blank + up
+        for column in range(start, stop):
+            k = np.uintp(column)
+            lm, ln = b[old_lm + k], b[old_ln + k]
+            bm, bn = b[old_bm + k + right], b[old_bn + k + right]
+            pm, pn = b[old_lm + k + right], b[old_ln + k + right] + skip[k + right]
+            n = larger(larger(bn, ln), pn)
+            m = bm * xp.power_of_two(bn - n) + lm * xp.power_of_two(ln - n) + pm * xp.power_of_two(pn - n)
+            shares[w + k] = s[a_lm + k] * m * xp.power_of_two(s[a_ln + k] + n - n_all) * share
+            q, n_label = xp.exp_parts(s[z + k])
+            m, up = xp.parts(m * q)
+            b[new_lm + k] = m
+            b[new_ln + k] = n + n_label + up
+
+    @xp.jit
+    def copy(source, at, target, to, size):
+        for k in range(size):
+            target[np.uintp(to + k)] = source[np.uintp(at + k)]
+
+    @xp.jit
+    def fill(gradient, i, first, end, value):
+        for t in range(first, end):
+            g = gradient[i, t]
+            for c in range(g.size):
+                g[np.uintp(c)] = value
+
+    def item(
+        i,
+        logits,
+        labels,
+        input_lengths,
+        label_lengths,
+        valid,
+        losses,
+        gradient,
+        with_gradient,
+        blank,
+        zero_infinity,
+    ):
+        frames, count, classes = input_lengths[i], label_lengths[i], logits.shape[2]
+        sequence = labels[i]
+        losses[i] = zero
+        if valid[i] == 0:
+            frames = 0
+        if with_gradient:
+            fill(gradient, i, frames, logits.shape[1], zero)
+        if valid[i] == 0:
+            return
+
+        # One column is always spare: its end is the empty left neighbour of the next part's first column.
+        width = (count + 1 + lanes) // lanes * lanes
+        row, span = 5 * width, width + lanes
+        depth = 1
+        if with_gradient:
+            depth = max(1, frames)
+            if depth * row > most_numbers:
+                depth = int(np.sqrt(depth)) + 1
+        segments = (frames + depth - 1) // depth if with_gradient else 0
+        s = np.empty((depth + 1) * row, real)
+        starts = np.empty(segments * 4 * width if segments > 1 else 0, real)
+        tops = np.empty(frames, real)
+        shares = np.empty(2 * width, real)
+        spare = np.empty(0 if with_gradient else classes, real)
+        skip = np.empty(width + 1, real)
+        for k in range(width + 1):
+            skip[k] = empty
+        for k in range(1, count):
+            if sequence[k] != sequence[k - 1]:
+                skip[k] = zero
+        b = np.empty(8 * span if with_gradient else 0, real)
+
+        # Before the first frame, all paths wait in the first blank.
+        clear(s, 0, width, 0, width)
+        s[2 * width] = zero
+        slack = frames - count
+        total, rescaled = 1.0, 0
+        n_all, share = empty, zero
+        last, written = 0, 0
+        # First all frames forward, then the segments of frames backward, from the last to the first. Each time, the
+        # segment's rows are there already or are computed now.
+        for turn in range(1 + segments):
+            segment = segments - turn
+            first, end = (0, frames) if turn == 0 else (segment * depth, min((segment + 1) * depth, frames))
+            if turn > 0 and end < frames:
+                copy(starts, segment * 4 * width, s, 0, 4 * width)
+                last = 0
+            for t in range(first, end if turn == 0 or end < frames else first):
+                z = logits[i, t]
+                if turn == 0:
+                    top = empty
+                    for c in range(classes):
+                        top = xp.peak(top, z[np.uintp(c)])
+                    tops[t] = top
+                    g = gradient[i, t] if with_gradient else spare
+                    q_sum = zero
+                    for c in range(classes):
+                        q = xp.exp_nonpositive(z[np.uintp(c)] - top)
+                        g[np.uintp(c)] = q
+                        q_sum += q
+                    if with_gradient:
+                        scale = one / q_sum
+                        for c in range(classes):
+                            g[np.uintp(c)] *= scale
+                    total *= q_sum
+                    if total > large:
+                        total /= large
+                        rescaled += 1
+                    if slack < 0:
+                        continue
+                    if segments > 1 and t % depth == 0:
+                        copy(s, last, starts, t // depth * 4 * width, 4 * width)
+                        copy(s, last, s, 0, 4 * width)
+                        last = 0
+                before = last
+                last = before + row if with_gradient else row - before
+                # Columns that can be reached, and from which the end can be reached.
+                start, stop = max(0, t - slack) // lanes * lanes, min(count, t) // lanes * lanes + lanes
+                if t > 0:
+                    clear(s, before, width, min(count, t - 1) // lanes * lanes + lanes, stop)
+                place = last + 4 * width
+                for k in range(start, min(stop, count)):
+                    s[np.uintp(place + k)] = z[np.uintp(sequence[np.uintp(k)])] - tops[t]
+                for k in range(max(start, count), stop):
+                    s[np.uintp(place + k)] = empty
+                forward(s, before, last, width, skip, start, stop, z[blank] - tops[t])
+                s[last + width + start - 1] = one
+                s[last + 3 * width + start - 1] = empty
+
+            if turn == 0:
+                if slack >= 0:
+                    if count == frames and count > 0:  # nothing can have come to the last blank yet
+                        s[last + count] = one
+                        s[last + 2 * width + count] = empty
+                    n_all = larger(s[last + 2 * width + count], s[last + 3 * width + count - 1])
+                if (total != total) | (n_all == empty):
+                    losses[i] = nan if total != total else zero if zero_infinity else -empty
+                    if with_gradient:
+                        fill(gradient, i, 0, frames, nan if total != total else zero)
+                    return
+                m_all = s[last + count] * xp.power_of_two(s[last + 2 * width + count] - n_all)
+                m_all += s[last + width + count - 1] * xp.power_of_two(s[last + 3 * width + count - 1] - n_all)
+                share = one / m_all
+                log_all = np.log(np.float64(m_all)) + np.float64(n_all) * ln2
+                # Rounding may leave less than the 0 of a certain sequence.
+                losses[i] = max(0.0, np.log(total) + rescaled * (512.0 * ln2) - log_all)
+                if with_gradient:
+                    # After the last frame, all paths have ended in the last blank.
+                    for parity in range(2):
+                        clear(b, parity * 4 * span, span, 0, span)
+                    b[frames % 2 * 4 * span + 2 * span + count] = zero
+                continue
+
+            for back in range(end - first):
+                t = end - 1 - back
+                low, high = max(0, t - slack), min(count, t)
+                start, stop = low // lanes * lanes, high // lanes * lanes + lanes
+                after, now = (t + 1) % 2 * 4 * span, t % 2 * 4 * span
+                clear(b, after, span, start, written)
+                at = (t - first + 1) * row
+                z_blank = logits[i, t, blank] - tops[t]
+                backward(s, at, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares)
+                written = start
+                b[now + stop] = b[now + span + stop] = one
+                b[now + 2 * span + stop] = b[now + 3 * span + stop] = empty
+                g = gradient[i, t]
+                at_blank = zero
+                for k in range(start, stop):
+                    at_blank += shares[np.uintp(k)]
+                g[blank] -= at_blank
+                for k in range(low, min(high + 1, count)):
+                    g[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+
+    return item
