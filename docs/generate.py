@@ -148,9 +148,15 @@ def overview() -> str:
         "1e-7 where nothing else is said. Each page has the exact definition.",
     ]
     for title, members in families().items():
-        lines += ["", f"## {title}", "", "| identifier | class | formula | gradient | Hessian |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| identifier | class | formula | gradient | diagonal Hessian |",
+            "|---|---|---|---|---|",
+        ]
         for row in members:
-            identifier = code(row.function.__name__) if row.function else ""
+            identifier = code(row.function.__name__) if row.function else "–"
             cells = [identifier, f"[{code(row.cls.__name__)}]({row.name}.md)", code(row.formula)]
             cells += [yes(has_gradient(row.cls)), yes(has_hessian(row))]
             lines.append("| " + " | ".join(cells) + " |")
@@ -212,7 +218,7 @@ def _of_two_classes(row: Row) -> Iterator[Curve]:
         p = np.stack([p, np.zeros_like(p)], axis=-1)
         for target in (0, 1):
             y = np.full(POINTS, target) if row.labels == "index" else np.tile(np.eye(2)[target], (POINTS, 1))
-            yield Curve(f"class {target}", row.cls(**options), y, p)
+            yield Curve(f"label {target}", row.cls(**options), y, p)
     else:
         p = np.linspace(*RANGES["probability"], POINTS)
         p = np.stack([p, 1 - p], axis=-1)
@@ -253,16 +259,20 @@ def figure(row: Row) -> Any:
         axes.set_xlabel(abscissa(row), fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        axes.axhline(0, color="black", linewidth=0.6)
+        axes.axhline(0, color="black", linewidth=0.6, zorder=1)
     if any(left.get_legend_handles_labels()[1]):
         left.legend(fontsize=8)
     return result
 
 
 def _with_gaps(gradient: np.ndarray) -> np.ndarray:
-    """The gradient, interrupted where it jumps: a vertical line would be values that it does not take."""
+    """The gradient, interrupted where it jumps: a vertical line would be values that it does not take.
+
+    A jump is a step that is much larger than one of those beside it; where a curve is only steep, all of them are.
+    """
     steps = np.abs(np.diff(gradient))
-    jumps = steps > 0.15 * np.ptp(gradient)
+    beside = np.minimum(np.concatenate([steps[1:2], steps[:-1]]), np.concatenate([steps[1:], steps[-2:-1]]))
+    jumps = (steps > 0.02 * np.ptp(gradient)) & (steps > 4 * beside)
     result = gradient.copy()
     result[1:][jumps] = np.nan
     return result
