@@ -100,7 +100,7 @@ def has_hessian(row: Row | BatchRow) -> bool:
 def kind(row: Row | BatchRow) -> str:
     """How the loss sees its data, in words."""
     if isinstance(row, BatchRow):
-        return "of boxes, sequences or whole batches"
+        return "boxes, sequences or whole batches"
     return {"pointwise": "each element by itself", "rowwise": "each row as a whole"}[row.kind]
 
 
