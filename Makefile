@@ -1,5 +1,6 @@
 # make demo    trains a small network on handwritten digits, and times its loss beside other libraries
 # make test    style, types and tests: what continuous integration runs
+# make docs    the documentation, docs/_build/html/index.html; warnings are errors
 # make bench   measures the figures of README.md and writes them there; run nothing beside it
 #
 # Each makes .venv where there is none and installs what it needs there; a stamp in .venv remembers that until
@@ -10,7 +11,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -22,12 +23,15 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going $(ARGS)
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/report.py --write-readme $(ARGS)
 
 # Everything that can be made again, but for .venv, which takes minutes.
 clean:
-	rm -rf build dist demo-output .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo-output docs/_build docs/losses .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One rule for every extra of pyproject.toml.
