@@ -49,6 +49,11 @@ def variants(row) -> tuple[dict[str, Any], ...]:
     return (*row.variants, *more)
 
 
+def required(row) -> dict[str, Any]:
+    """What a function handle cannot do without."""
+    return {"q": 0.5} if "q" in row.cls().get_config() else {}
+
+
 def is_thorough(row, params: dict[str, Any], dtype: Any = np.float64) -> bool:
     """Whether to cross this one with everything: one loss of each kind of driver, with its defaults, in float64.
 

@@ -56,7 +56,7 @@ def both(row, **params):
 
 def handle(row):
     """The function handle, with what it requires."""
-    return functools.partial(getattr(losses, row.name), **row.variants[0])
+    return functools.partial(getattr(losses, row.name), **data.required(row))
 
 
 # --------------------------------------------------------------------------------------------------------------

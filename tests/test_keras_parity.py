@@ -178,6 +178,7 @@ def test_handles(row, params, precision):
         pytest.skip(f"a listed difference: {difference(row, params)}")
     precision(np.float64)
     handle, theirs = getattr(losses, row.name), getattr(keras.losses, row.name)
+    params = {**data.required(row), **params}
     for shape in data.shapes(row, params):
         y_true, y_pred = data.inputs(row, params, shape, seed=52)
         want = theirs(jax.numpy.asarray(y_true), jax.numpy.asarray(y_pred), **params)

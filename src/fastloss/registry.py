@@ -262,7 +262,7 @@ LOSSES: dict[str, Row] = {
             losses.categorical_generalized_cross_entropy,
             "index",
             "index",
-            ({"q": 0.5}, {"q": 0.7}),
+            ({}, {"q": 0.7}),
             "(1 - p[y]^q) / q",
         ),
         Row(
