@@ -21,6 +21,7 @@ How equal is equal:
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -184,7 +185,7 @@ def test_aliases_of_reductions(row, params):
 
 @every_case
 def test_handle_is_the_class_without_reduction(row, params):
-    handle = getattr(losses, row.name)
+    handle = functools.partial(getattr(losses, row.name), **data.required(row))
     missing = set(params) - set(inspect.signature(handle).parameters)
     if row.labels == "index" and missing == {"label_smoothing"}:
         pytest.skip("beyond Keras: the class alone smooths class numbers")
@@ -1092,7 +1093,7 @@ def test_identifiers(row):
     name = row.cls.__name__
     assert type(losses.get(name)) is row.cls
     assert type(losses.get(row.cls)) is row.cls
-    handle = getattr(losses, row.name)
+    handle = functools.partial(getattr(losses, row.name), **data.required(row))
     assert losses.get(row.name) is handle
     assert losses.get(handle) is handle
     assert losses.deserialize(losses.serialize(handle)) is handle
