@@ -67,6 +67,10 @@ class Launch:
             self._parallel = compiled(replace(self.variant, parallel=True)).entry
         return self._parallel
 
+    def threads(self, n_threads: int | None) -> int:
+        """How many threads a call would use."""
+        return threads.choose(self.work, self.units, n_threads)
+
     def __call__(
         self,
         y: Any,

@@ -13,7 +13,8 @@ from fastloss.engine import threads
 from fastloss.kernels.definition import Kernel
 from fastloss.losses import arrays, reductions
 from fastloss.losses.arrays import Array
-from fastloss.losses.layout import Layout, class_labels
+from fastloss.losses.bound import BoundLoss
+from fastloss.losses.layout import Layout, axes, class_labels
 from fastloss.losses.plan import GRADIENT, HESSIAN, VALUE, Plan
 from fastloss.losses.reductions import Reduction
 from fastloss.settings import float_name, floatx
@@ -268,6 +269,60 @@ class Loss:
             )
         return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
 
+    def bind(
+        self,
+        shape: int | tuple[int, ...],
+        dtype: Any = "float32",
+        *,
+        y_true_shape: tuple[int, ...] | None = None,
+        y_true_dtype: Any = None,
+        weighted: bool = False,
+        n_threads: int | None = None,
+    ) -> BoundLoss:
+        """Bind the loss to one shape, for a training loop in which a call's overhead counts.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+            Of ``y_pred``.
+        dtype : str or numpy.dtype
+            Of ``y_pred``.
+        y_true_shape, y_true_dtype : tuple of int, str or numpy.dtype, optional
+            Of ``y_true``: by default those of ``y_pred``, or int64 and its shape without the class axis where targets
+            are class indices.
+        weighted : bool
+            Whether calls will pass a ``sample_weight``.
+        n_threads : int, optional
+            Threads to use; by default the amount of work decides.
+
+        Returns
+        -------
+        BoundLoss
+            ``step(y_true, y_pred) -> (value, gradient)``, whose gradient is written to a buffer of its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastloss
+        >>> step = fastloss.losses.MeanSquaredError().bind((2, 2), "float64")
+        >>> value, grad = step(np.zeros((2, 2)), np.ones((2, 2)))
+        >>> print(value, grad.tolist(), grad is step.gradient)
+        1.0 [[0.5, 0.5], [0.5, 0.5]] True
+        """
+        y_pred = np.empty(shape, dtype)
+        like, kind = self._targets_like(y_pred)
+        y_true = np.zeros(
+            like if y_true_shape is None else y_true_shape, kind if y_true_dtype is None else y_true_dtype
+        )
+        return self._bind(y_true, y_pred, weighted, n_threads)
+
+    def _bind(self, y_true: Array, y_pred: Array, weighted: bool, n_threads: int | None) -> BoundLoss:
+        return BoundLoss(self, y_true, y_pred, np.ones(1) if weighted else None, n_threads)
+
+    def _targets_like(self, y_pred: Array) -> tuple[tuple[int, ...], Any]:
+        """The usual shape and dtype of targets for such predictions."""
+        return y_pred.shape, y_pred.dtype
+
     @property
     def has_hessian(self) -> bool:
         """Whether `value_grad_hess` is defined."""
@@ -417,6 +472,18 @@ class KernelLoss(Loss):
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> Layout:
         """Lay targets and predictions out; the flags are those of `fastloss.losses.layout.pointwise`."""
         raise NotImplementedError
+
+    def _bind(self, y_true: Array, y_pred: Array, weighted: bool, n_threads: int | None) -> BoundLoss:
+        bound = super()._bind(y_true, y_pred, weighted, n_threads)
+        if not weighted:
+            bound.prepare(self, y_true, y_pred)
+        return bound
+
+    def _targets_like(self, y_pred: Array) -> tuple[tuple[int, ...], Any]:
+        if not self.class_indices:
+            return super()._targets_like(y_pred)
+        (place,) = axes(self._options.get("axis", -1), y_pred.ndim)
+        return y_pred.shape[:place] + y_pred.shape[place + 1 :], np.int64
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # compiled code neither pickles nor deep-copies

@@ -200,6 +200,23 @@ class Plan:
             return self._type(total)
         return values.astype(self._result, copy=False).reshape(self._values_shape)[()]
 
+    def direct(self, y: Array, g: Array, n_threads: int | None) -> tuple[Any, tuple[Any, ...], Any] | None:
+        """The serial kernel, its arguments after targets and predictions, and the value's type.
+
+        None where a call has more to do than to run it: several threads, values or views of bits, another shape.
+        """
+        launch = self.launch
+        if (
+            self._values_shape is not None
+            or self._codes is not None
+            or y.shape != self._y_shape
+            or g.shape != self._p_shape
+            or launch.threads(n_threads) > 1
+        ):
+            return None
+        arguments = (None, None, None, g, None, None, launch.params, launch.columns, launch.rows_per_unit)
+        return launch.serial(), (*arguments, self._value_scale, self._grad_scale), self._type
+
     def _launch_in_place(self) -> Launch:
         if self._in_place is None:
             launch = self.launch
