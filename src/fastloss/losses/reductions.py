@@ -27,6 +27,11 @@ def check_reduction(reduction: Any) -> str | None:
     return reduction
 
 
+def resolve_auto(reduction: Any) -> Any:
+    """TensorFlow's ``"auto"``, which losses of TensorFlow Addons take too, by its other name."""
+    return "sum_over_batch_size" if isinstance(reduction, str) and reduction == "auto" else reduction
+
+
 @dataclass(frozen=True)
 class Reduction:
     """What is to be done with the per-sample losses of one call.
