@@ -48,7 +48,7 @@ every_case = pytest.mark.parametrize(("name", "params"), CASES)
 every_float = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
-def make(name, **params):
+def make(name, /, **params):
     return BATCH_LOSSES[name].cls(**params)
 
 
@@ -255,7 +255,7 @@ def test_value_is_the_oracles(name, params, dtype):
 @every_case
 @every_float
 def test_gradient_is_autodiffs(name, params, dtype):
-    for size, classes, seed in ((12, 4, 10), (33, 3, 11), (70, 20, 12), (8, 7, 13)):
+    for size, classes, seed in ((12, 4, 10), (33, 3, 11), (70, 20, 12), (9, 3, 13)):
         y, p = example(name, size, classes=classes, seed=seed, dtype=dtype)
         want_value, want = jax.value_and_grad(jax_loss(name, y, params))(jnp.asarray(p, jnp.float64))
         value, gradient = make(name, **params).value_and_grad(y, p)
@@ -327,12 +327,6 @@ def test_ties_go_to_the_first():
     # Sample 0 has two equally near negatives, 2 and 3, of two classes, and two equally far positives, 1 and 4.
     p = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, -2.0], [-1.0, 0.0], [9.0, 9.0], [9.0, -9.0]])
     y = np.array([0, 0, 2, 1, 0, 1, 2])
-    only = np.zeros(7)
-    only[0] = 1
-
-    def first_row(d):
-        return d * only[:, None]
-
     seen = {}
 
     def metric(e):
@@ -349,7 +343,6 @@ def test_ties_go_to_the_first():
     value, _ = make("triplet_semihard_loss", distance_metric=metric).value_and_grad([0, 0, 1, 1], q)
     np.testing.assert_allclose(seen["w"][0], np.array([0, 1, -1, 0]) / 4)
     assert_close(value, triplet_semihard_loss([0, 0, 1, 1], q))
-    assert first_row(np.ones((7, 7))).sum() == 7
 
 
 @every_float
@@ -400,13 +393,13 @@ def test_identical_embeddings():
 def test_near_embeddings_keep_their_digits(dtype):
     """Far from the origin and close together, where a Gram matrix has no digits left."""
     rng = np.random.default_rng(50)
-    step = dtype(2.0**-12)  # so that float32 holds the sums exactly
-    p = (8 + rng.integers(-20, 20, (20, 6)) * step).astype(dtype)
+    step = 2.0**-20  # so that float32 holds the sums exactly
+    p = (8 + rng.integers(0, 20_000, (20, 6)) * step).astype(dtype)
     y = np.arange(20) % 4
     exact = p.astype(np.float64)
     for metric in ("L2", "squared-L2"):
         for name in ("triplet_semihard_loss", "triplet_hard_loss"):
-            params = {"margin": 0.25 * float(step), "distance_metric": metric}
+            params = {"margin": 0.005, "distance_metric": metric}
             value, gradient = make(name, **params).value_and_grad(y, p)
             want_value, want = jax.value_and_grad(jax_loss(name, y, params))(jnp.asarray(exact))
             scale = float(np.abs(want).max())
@@ -522,7 +515,7 @@ def test_circle_against_references():
         assert_close(got, circle_rows(y, p, ref_y, ref_p, remove_diagonal=remove), rtol=rtol)
     other = rng.permutation(y)
     assert_close(losses.circle(y, p, ref_labels=other), circle_rows(y, p, other), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"(?s)ref_labels.*ref_embeddings.*\(9,\).*\(6, 5\)"):
+    with pytest.raises(ValueError, match=r"(?s)ref_labels.shape=\(9,\).*ref_embeddings.shape=\(6, 5\)"):
         losses.circle(y, p, ref_y)
     with pytest.raises(ValueError, match=r"(?s)\(6, 5\).*\(9, 3\)"):
         losses.circle(y, p, ref_y, ref_p[:, :3])
@@ -530,13 +523,13 @@ def test_circle_against_references():
 
 def test_circle_far_out_still_counts():
     """A row whose loss is tiny, but not 0, is a row."""
-    p = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    value, gradient = losses.Circle(gamma=400.0).value_and_grad([0, 0, 1], p)
-    rows = circle_rows([0, 0, 1], p, gamma=400.0)
+    p = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    value, gradient = losses.Circle(gamma=1000.0).value_and_grad([0, 0, 1], p)
+    rows = circle_rows([0, 0, 1], p, gamma=1000.0)
     assert 0 < rows[0] < 1e-60
     assert_close(value, rows[0], rtol=1e-10, atol=0)
     assert np.isfinite(gradient).all()
-    single = losses.circle([0, 0, 1], p.astype(np.float32), gamma=164.0)
+    single = losses.circle([0, 0, 1], p.astype(np.float32), gamma=300.0)
     assert 0 < single[0] < np.finfo(np.float32).tiny
 
 
@@ -817,11 +810,33 @@ def test_large_batches_against_the_vectorised_definition(name, dtype):
         value, gradient = make(name, **params).value_and_grad(y, p)
         want = large_value(name, y, p.astype(np.float64))
         assert_close(value, want, rtol=1e-4 if dtype == np.float32 else 1e-11)
-        if dtype == np.float64:
+        if dtype == np.float64 and name == "triplet_semihard_loss":  # which jumps where distances change their order
+            want = semihard_gradient(y, p)
+            assert_close(gradient, want, rtol=1e-10, atol=1e-12 * np.abs(want).max())
+        elif dtype == np.float64:
             direction = rng.normal(size=p.shape)
             step = 1e-6
             slope = (large_value(name, y, p + step * direction) - large_value(name, y, p - step * direction)) / step / 2
             assert_close(np.sum(gradient * direction), slope, rtol=2e-4, atol=1e-6)
+
+
+def semihard_gradient(y, p):
+    """By the definition, one array operation an anchor."""
+    d = np.sqrt(((p[:, None] - p[None]) ** 2).sum(axis=2))
+    same = y[:, None] == y[None]
+    pairs = same.sum() - len(y)
+    slopes = np.zeros_like(d)
+    for i in range(len(y)):
+        negatives = np.flatnonzero(~same[i])
+        negatives = negatives[np.argsort(d[i, negatives])]
+        positives = np.flatnonzero(same[i] & (np.arange(len(y)) != i))
+        at = np.searchsorted(d[i, negatives], d[i, positives], side="right")
+        chosen = negatives[np.minimum(at, len(negatives) - 1)]
+        active = 1 + d[i, positives] - d[i, chosen] > 0
+        np.add.at(slopes[i], positives[active], 1 / pairs)
+        np.add.at(slopes[i], chosen[active], -1 / pairs)
+    flow = (slopes + slopes.T) / np.where(d > 0, d, np.inf)
+    return flow.sum(axis=1, keepdims=True) * p - flow @ p
 
 
 def large_value(name, y, p):
