@@ -879,10 +879,10 @@ def test_kernels_run_in_plain_python():
     assert_close(gram, np.array(distances(p)), rtol=1e-12)
     members = np.argsort(y, kind="stable")
     starts = np.searchsorted(y[members], np.arange(4))
-    keys, places = np.empty((1, 2, 20)), np.empty((1, 2, 20), np.int32)
+    lists, keys, places = np.empty((1, n)), np.empty((1, 2, 20)), np.empty((1, 3, 20), np.int32)
     rows, slopes = np.empty(n), np.empty((n, n))
     item = kernels.triplet_semihard.factory(xp)
-    item(0, n, gram, y, members, starts, 1.0, 1.0, keys, places, rows, slopes, True)
+    item(0, n, gram, y, members, starts, 1.0, 1.0, lists, keys, places, rows, slopes, True)
     pairs = sum(int(a == b) for a in y for b in y) - n
     assert_close(rows.sum() / pairs, triplet_semihard_loss(list(y), p))
     np.testing.assert_array_equal(slopes.sum(axis=1), 0)

@@ -5,7 +5,9 @@ which columns count is a selection by the classes' numbers. Everything a row fin
 adds to the loss) stays in that row. What flows from distances to embeddings needs the sum of a matrix and its
 transpose, which `flow_euclidean` and `flow_cosine` form by bands, in the memory of the distances.
 
-Indices are unsigned in vector loops, because Python's wrap-around for negative ones keeps them scalar.
+Indices are unsigned in vector loops, because Python's wrap-around for negative ones keeps them scalar. A maximum over
+some columns puts the lowest finite number in place of the others: with -inf, LLVM would make a branch of the selection,
+and the loop would be 14 times slower.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ a Gram matrix leaves 1/NEAR rounding errors there, and none of the digits of a f
 
 CHUNK = 1024
 """Elements that are summed in the compute dtype, before they go to a sum in float64."""
+
+FEW = 64
+"""The members of a class whose positives look for their negatives one by one: 0.1 µs each in a row of 1000."""
 
 RUN = 8
 """Elements that are sorted by insertion, before runs are merged."""
@@ -171,15 +176,16 @@ def flow_cosine(xp):
 
 
 def _first(xp):
-    """The first column that holds a value (or is NaN) among those that are, or are not, of a class."""
+    """The first column that holds a value or NaN."""
 
     @xp.jit
-    def first(row, codes, code, same, own, value):
+    def first(row, value):
+        n = np.int32(row.shape[0])
+        at = n
         for j in range(row.shape[0]):
-            if ((codes[j] == code) & (j != own)) == same:
-                if (row[j] == value) | (row[j] != row[j]):
-                    return j
-        return -1
+            d = row[np.uintp(j)]
+            at = min(at, np.int32(j) if (d == value) | (d != d) else n)
+        return min(at, n - 1)
 
     return first
 
@@ -188,20 +194,23 @@ def _first(xp):
 def triplet_hard(xp):
     """Row i: its farthest positive and nearest negative distance, the loss, and ±slope at those two."""
     zero, one, infinity = xp.consts(0.0, 1.0, np.inf)
+    low = xp.const(np.finfo(xp.dtype).min)
     first = _first(xp)
 
     def item(i, distances, codes, margin, soft, scale, losses, weights, gradient):
-        row = distances[i]
-        code = codes[i]
+        row, code = distances[i], codes[i]
         n = row.shape[0]
-        positive, negative, largest = -infinity, -infinity, -infinity
+        own = row[i]
+        row[i] = -infinity  # no positive of itself
+        positive, negative, largest = low, low, low
+        for j in range(n):
+            positive = xp.greatest(positive, xp.where(codes[np.uintp(j)] == code, row[np.uintp(j)], low))
+        row[i] = own
         for j in range(n):
             d = row[np.uintp(j)]
-            same = codes[np.uintp(j)] == code
-            positive = xp.greatest(positive, d if same & (j != i) else -infinity)
-            negative = xp.greatest(negative, -infinity if same else -d)
+            negative = xp.greatest(negative, xp.where(codes[np.uintp(j)] == code, low, -d))
             largest = xp.greatest(largest, d)
-        lonely, alone = positive == -infinity, negative == -infinity
+        lonely, alone = positive == low, negative == low
         p = zero if lonely else positive
         q = largest if alone else -negative
         if soft:
@@ -213,15 +222,19 @@ def triplet_hard(xp):
             slope = one if loss > zero else loss * zero
         if gradient:
             w = weights[i]
+            # The row of slopes serves as scratch until both columns are known.
+            for j in range(n):
+                w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, row[np.uintp(j)], low)
+            w[i] = low
+            at = first(w, p)
+            for j in range(n):
+                w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, low, row[np.uintp(j)])
+            to = first(row if alone else w, q)
             for j in range(n):
                 w[np.uintp(j)] = zero
             if not lonely:
-                j = first(row, codes, code, True, i, p)
-                w[j] += slope * scale
-            # Without negatives any column may be the farthest: no class has the number -1.
-            j = first(row, codes, -1 if alone else code, False, -1, q)
-            if j >= 0:
-                w[j] -= slope * scale
+                w[at] += slope * scale
+            w[to] -= slope * scale
 
     return item
 
@@ -231,14 +244,24 @@ def _sorted(xp):
 
     @xp.jit
     def merge(keys, places, other_keys, other_places, low, middle, high):
-        a, b = low, middle
-        for k in range(low, high):
-            if (a < middle) & ((b >= high) or (keys[a] <= keys[b])):
-                other_keys[k], other_places[k] = keys[a], places[a]
-                a += 1
-            else:
-                other_keys[k], other_places[k] = keys[b], places[b]
-                b += 1
+        a, b, k = low, middle, low
+        while (a < middle) & (b < high):
+            # No branch depends on the keys: half of them would be mispredicted.
+            x, y = keys[np.uintp(a)], keys[np.uintp(b)]
+            right = y < x
+            other_keys[np.uintp(k)] = xp.where(right, y, x)
+            other_places[np.uintp(k)] = places[np.uintp(xp.where(right, b, a))]
+            b += 1 if right else 0
+            a += 0 if right else 1
+            k += 1
+        while a < middle:
+            other_keys[k], other_places[k] = keys[a], places[a]
+            a += 1
+            k += 1
+        while b < high:
+            other_keys[k], other_places[k] = keys[b], places[b]
+            b += 1
+            k += 1
 
     @xp.jit
     def sort(keys, places, spare_keys, spare_places, n):
@@ -256,7 +279,7 @@ def _sorted(xp):
                 middle, high = min(low + width, n), min(low + 2 * width, n)
                 merge(keys, places, spare_keys, spare_places, low, middle, high)
             for k in range(n):
-                keys[k], places[k] = spare_keys[k], spare_places[k]
+                keys[np.uintp(k)], places[np.uintp(k)] = spare_keys[np.uintp(k)], spare_places[np.uintp(k)]
             width *= 2
 
     return sort
@@ -266,72 +289,103 @@ def _sorted(xp):
 def triplet_semihard(xp):
     """A few anchors, which share the scratch of their item.
 
-    An anchor's positives are sorted. Each negative then belongs behind a number of them, found by bisection, and is a
-    candidate for the last of these; the smallest candidate of a positive, or of the next that has any, is its
-    semi-hard negative.
+    For few positives each one looks through the row for its semi-hard negative. Many are sorted: each negative then
+    belongs behind a number of them, found by bisection, and is a candidate for the last of these; the smallest
+    candidate of a positive, or of the next one that has any, is its semi-hard negative.
     """
     zero, infinity, nan = xp.consts(0.0, np.inf, np.nan)
-    sort = _sorted(xp)
+    low = xp.const(np.finfo(xp.dtype).min)
+    first, sort = _first(xp), _sorted(xp)
 
-    def item(t, rows, distances, codes, members, starts, margin, scale, keys, places, losses, weights, gradient):
-        n = distances.shape[0]
-        key, other, place, which = keys[t, 0], keys[t, 1], places[t, 0], places[t, 1]
-        for i in range(t * rows, min(t * rows + rows, n)):
-            row, w = distances[i], weights[i if gradient else 0]
-            code = codes[i]
-            unordered = 0
+    @xp.jit
+    def beyond(negatives, distance):
+        """The smallest negative farther than this, or infinity."""
+        found = low
+        for j in range(negatives.shape[0]):
+            d = negatives[np.uintp(j)]
+            found = xp.greatest(found, xp.where(d > distance, -d, low))
+        return infinity if found == low else -found
+
+    @xp.jit
+    def candidates(negatives, behind, key, count, nearest, which):
+        """For each number of positives in front, the smallest negative there and its column."""
+        half = 1
+        while 2 * half <= count:
+            half *= 2
+        for k in range(count, 2 * half):
+            key[k] = infinity
+        for k in range(count + 1):
+            nearest[k], which[k] = infinity, -1
+        n = negatives.shape[0]
+        for j in range(n):
+            behind[np.uintp(j)] = 0
+        step = half
+        while step:
             for j in range(n):
-                unordered += 1 if row[np.uintp(j)] != row[np.uintp(j)] else 0
+                at = behind[np.uintp(j)]
+                behind[np.uintp(j)] = at + xp.where(key[np.uintp(at + step - 1)] < negatives[np.uintp(j)], step, 0)
+            step >>= 1
+        for j in range(n):
+            at, d = np.uintp(behind[np.uintp(j)]), negatives[np.uintp(j)]
+            nearer = d < nearest[at]
+            nearest[at] = xp.where(nearer, d, nearest[at])
+            which[at] = xp.where(nearer, j, which[at])
+
+    def item(t, rows, distances, codes, members, starts, margin, scale, lists, keys, places, losses, weights, gradient):
+        n = distances.shape[0]
+        negatives = lists[t]
+        behind, place, which = places[t, 0], places[t, 1], places[t, 2]
+        key, nearest = keys[t, 0], keys[t, 1]
+        for i in range(t * rows, min(t * rows + rows, n)):
+            row, w, code = distances[i], weights[i if gradient else 0], codes[i]
+            smallest, farthest = low, low
+            for j in range(n):
+                d = row[np.uintp(j)]
+                other = xp.where(codes[np.uintp(j)] == code, low, d)
+                negatives[np.uintp(j)] = other
+                farthest = xp.greatest(farthest, other)
+                smallest = xp.greatest(smallest, -d)
+            unordered = smallest != smallest
             if gradient:
                 fill = nan if unordered else zero
                 for j in range(n):
                     w[np.uintp(j)] = fill
-            count = 0
-            for m in range(starts[code], starts[code + 1]):
-                j = members[m]
-                if j != i:
-                    key[count], place[count] = row[j], j
-                    count += 1
             losses[i] = nan if unordered else zero
-            if unordered or count == 0:
+            begin, end = starts[code], starts[code + 1]
+            if unordered or end - begin < 2:
                 continue
-            sort(key, place, other, which, count)
-            half = 1
-            while 2 * half <= count:
-                half *= 2
-            for k in range(count, 2 * half):
-                key[k] = infinity
-            for k in range(count + 1):
-                other[k], which[k] = infinity, -1
-            farthest, far = -infinity, -1
-            for j in range(n):
-                if codes[j] != code:
-                    d = row[j]
-                    behind = 0
-                    step = half
-                    while step:
-                        behind += step if key[behind + step - 1] < d else 0
-                        step >>= 1
-                    if (d < other[behind]) | (which[behind] < 0):
-                        other[behind], which[behind] = d, j
-                    if (d > farthest) | (far < 0):
-                        farthest, far = d, j
-            if far < 0:  # no negatives: the row's smallest distance, as a rule its own 0
-                farthest, far = row[0], 0
-                for j in range(1, n):
-                    if row[j] < farthest:
-                        farthest, far = row[j], j
+            if farthest == low:  # no negatives: the row's smallest distance, as a rule its own 0
+                farthest = -smallest
+                far = first(row, farthest)
+            else:
+                far = first(negatives, farthest)
+            many = end - begin > FEW
+            count = 0
+            for m in range(begin, end):
+                if members[m] != i:
+                    key[count], place[count] = row[members[m]], members[m]
+                    count += 1
+            if many:
+                sort(key, place, nearest, which, count)
+                candidates(negatives, behind, key, count, nearest, which)
             total = 0.0
-            nearest, near = farthest, far
+            negative, to = farthest, far
             for k in range(count - 1, -1, -1):
-                if which[k + 1] >= 0:
-                    nearest, near = other[k + 1], which[k + 1]
-                loss = margin + (key[k] - nearest)
+                if many:
+                    if which[k + 1] >= 0:
+                        negative, to = nearest[k + 1], which[k + 1]
+                else:
+                    negative = beyond(negatives, key[k])
+                    if negative == infinity:
+                        negative = farthest
+                loss = margin + (key[k] - negative)
                 if (loss > zero) | (loss != loss):
                     total += loss
                     if gradient:
+                        if not many:
+                            to = far if negative == farthest else first(negatives, negative)
                         w[place[k]] += scale
-                        w[near] -= scale
+                        w[to] -= scale
             losses[i] = total
 
     return item
@@ -340,22 +394,21 @@ def triplet_semihard(xp):
 @itemwise
 def lifted_negatives(xp):
     """Row i: the logarithm of the sum of exp(margin - distance) over its negatives, and each one's part of that sum."""
-    zero, infinity = xp.consts(0.0, np.inf)
+    zero = xp.const(0.0)
+    low = xp.const(np.finfo(xp.dtype).min)
 
     def item(i, distances, codes, margin, sums, weights, gradient):
-        row, w = distances[i], weights[i if gradient else 0]
-        code = codes[i]
+        row, w, code = distances[i], weights[i if gradient else 0], codes[i]
         n = row.shape[0]
-        top = -infinity
+        top = low
         for j in range(n):
-            x = margin - row[np.uintp(j)]
-            top = xp.greatest(top, -infinity if codes[np.uintp(j)] == code else x)
+            top = xp.greatest(top, xp.where(codes[np.uintp(j)] == code, low, margin - row[np.uintp(j)]))
         total = 0.0
         for start in range(0, n, CHUNK):
             part = zero
             for j in range(start, min(start + CHUNK, n)):
                 e = xp.exp_nonpositive((margin - row[np.uintp(j)]) - top)
-                e = zero if codes[np.uintp(j)] == code else e
+                e = xp.where(codes[np.uintp(j)] == code, zero, e)
                 part += e
                 if gradient:
                     w[np.uintp(j)] = e
@@ -372,25 +425,32 @@ def lifted_negatives(xp):
 @itemwise
 def lifted_pairs(xp):
     """Row i: the squares of its positive pairs, and what its distances add to the loss."""
-    zero, two = xp.consts(0.0, 2.0)
+    zero, two, infinity = xp.consts(0.0, 2.0, np.inf)
 
-    def item(i, distances, codes, members, starts, sums, scale, losses, weights, gradient):
-        row, w = distances[i], weights[i if gradient else 0]
-        code, own = codes[i], sums[i]
-        total, pulled = 0.0, zero
-        for m in range(starts[code], starts[code + 1]):
-            j = members[m]
-            if j != i:
-                hinge = xp.maximum(own + xp.softplus(sums[j] - own) + row[j], zero)
-                total += hinge * hinge
+    def item(i, distances, codes, sums, scale, losses, weights, gradient):
+        row, w, code, own = distances[i], weights[i if gradient else 0], codes[i], sums[i]
+        n = row.shape[0]
+        zero_or_nan = row[i]
+        row[i] = -infinity  # no pair with itself
+        total, pulled = 0.0, 0.0
+        for start in range(0, n, CHUNK):
+            part, some = zero, zero
+            for j in range(start, min(start + CHUNK, n)):
+                more = sums[np.uintp(j)] - own
+                hinge = xp.maximum(own + xp.softplus(more) + row[np.uintp(j)], zero)
+                hinge = xp.where(codes[np.uintp(j)] == code, hinge, zero)
+                part += hinge * hinge
                 if gradient:
-                    w[j] = hinge * scale
-                    pulled += two * hinge * scale * xp.sigmoid(own - sums[j])
+                    some += hinge * xp.sigmoid(-more)
+                    w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, hinge, w[np.uintp(j)])
+            total += part
+            pulled += some
+        row[i] = zero_or_nan
         losses[i] = total
         if gradient:
-            for j in range(row.shape[0]):
-                v = w[np.uintp(j)]
-                w[np.uintp(j)] = v if codes[np.uintp(j)] == code else -pulled * v
+            by_negative = -two * scale * xp.type(pulled)
+            for j in range(n):
+                w[np.uintp(j)] *= xp.where(codes[np.uintp(j)] == code, scale, by_negative)
 
     return item
 
@@ -456,6 +516,7 @@ def npairs_multilabel(xp):
 def circle(xp):
     """Row i: from distances d to similarities s, their two log-sum-exps, the loss, and its slope in each d."""
     zero, one, two, infinity, tiny = xp.consts(0.0, 1.0, 2.0, np.inf, -40.0)
+    low = xp.const(np.finfo(xp.dtype).min)
 
     @xp.jit
     def positive(d, gamma, margin):
@@ -469,24 +530,23 @@ def circle(xp):
         row, w = distances[i], weights[i if gradient else 0]
         code = codes[i]
         n = row.shape[0]
-        skipped = i if without_diagonal else -1
-        top_p, top_n = -infinity, -infinity
+        skipped = np.int32(i if without_diagonal else -1)
+        top_p, top_n = low, low
         for j in range(n):
             d = row[np.uintp(j)]
             same = columns[np.uintp(j)] == code
-            top_p = xp.greatest(top_p, positive(d, gamma, margin) if same & (j != skipped) else -infinity)
-            top_n = xp.greatest(top_n, -infinity if same else negative(d, gamma, margin))
+            top_p = xp.greatest(top_p, xp.where(same & (np.int32(j) != skipped), positive(d, gamma, margin), low))
+            top_n = xp.greatest(top_n, xp.where(same, low, negative(d, gamma, margin)))
         total_p, total_n = 0.0, 0.0
         for start in range(0, n, CHUNK):
             part_p, part_n = zero, zero
             for j in range(start, min(start + CHUNK, n)):
                 d = row[np.uintp(j)]
                 same = columns[np.uintp(j)] == code
-                s = positive(d, gamma, margin) - top_p if same else negative(d, gamma, margin) - top_n
-                e = xp.exp_nonpositive(s)
-                e = zero if same & (j == skipped) else e
-                part_p += e if same else zero
-                part_n += zero if same else e
+                s = xp.where(same, positive(d, gamma, margin) - top_p, negative(d, gamma, margin) - top_n)
+                e = xp.where(same & (np.int32(j) == skipped), zero, xp.exp_nonpositive(s))
+                part_p += xp.where(same, e, zero)
+                part_n += xp.where(same, zero, e)
                 if gradient:
                     w[np.uintp(j)] = e
             total_p += part_p
@@ -502,8 +562,8 @@ def circle(xp):
             for j in range(n):
                 d = row[np.uintp(j)]
                 same = columns[np.uintp(j)] == code
-                by_p = slope_p * d if d + margin > zero else zero * d
-                by_n = slope_n * (d - one) if (one + margin) - d > zero else zero * d
-                w[np.uintp(j)] *= by_p if same else by_n
+                by_p = xp.where(d + margin > zero, slope_p * d, zero * d)
+                by_n = xp.where((one + margin) - d > zero, slope_n * (d - one), zero * d)
+                w[np.uintp(j)] *= xp.where(same, by_p, by_n)
 
     return item

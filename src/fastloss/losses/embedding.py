@@ -158,20 +158,11 @@ class TripletSemiHardLoss(BatchLoss):
         size, pairs, matrix = len(p), classes.pairs, found.matrix
         losses, slopes = np.empty(size, p.dtype), square(p, gradient)
         parts, widest = -(-size // _ROWS), int(classes.counts.max())
-        keys, places = (np.empty((parts, 2, 2 * widest + 1), kind) for kind in (p.dtype, np.int32))
+        lists, keys = np.empty((parts, size), p.dtype), np.empty((parts, 2, 2 * widest + 1), p.dtype)
+        places = np.empty((parts, 3, size + 1), np.int32)
         work = size * size * (2.0 + np.log2(widest))
-        arguments = (
-            _ROWS,
-            matrix,
-            *classes[:3],
-            self.margin,
-            1.0 / max(pairs, 1),
-            keys,
-            places,
-            losses,
-            slopes,
-            gradient,
-        )
+        scratch, scale = (lists, keys, places), 1.0 / max(pairs, 1)
+        arguments = (_ROWS, matrix, *classes[:3], self.margin, scale, *scratch, losses, slopes, gradient)
         items.run(kernels.triplet_semihard, p.dtype, parts, arguments, work, n_threads)
         return mean(losses, max(pairs, 1)), (lambda flow: found.back(slopes, flow)) if gradient else None
 
@@ -322,8 +313,8 @@ class LiftedStructLoss(BatchLoss):
         losses, sums, slopes = np.empty(size, p.dtype), np.empty(size, p.dtype), square(p, gradient)
         arguments: tuple[Any, ...] = (matrix, codes, self.margin, sums, slopes, gradient)
         items.run(kernels.lifted_negatives, p.dtype, size, arguments, 1.5 * size * size, n_threads)
-        arguments = (matrix, codes, classes.members, classes.starts, sums, 1.0 / pairs, losses, slopes, gradient)
-        items.run(kernels.lifted_pairs, p.dtype, size, arguments, 0.5 * size * size + 10.0 * pairs, n_threads)
+        arguments = (matrix, codes, sums, 1.0 / pairs, losses, slopes, gradient)
+        items.run(kernels.lifted_pairs, p.dtype, size, arguments, 1.5 * size * size, n_threads)
         return mean(losses, 2.0 * pairs), (lambda flow: found.back(slopes, flow)) if gradient else None
 
 
