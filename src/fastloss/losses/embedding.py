@@ -157,10 +157,10 @@ class TripletSemiHardLoss(BatchLoss):
         (classes,) = pairwise.classes(y)
         size, pairs, matrix = len(p), classes.pairs, found.matrix
         losses, slopes = np.empty(size, p.dtype), square(p, gradient)
-        parts, widest = -(-size // _ROWS), int(classes.counts.max())
-        lists, keys = np.empty((parts, size), p.dtype), np.empty((parts, 2, 2 * widest + 1), p.dtype)
-        places = np.empty((parts, 3, size + 1), np.int32)
-        work = size * size * (2.0 + np.log2(widest))
+        parts = -(-size // _ROWS)
+        lists, keys = np.empty((parts, size), p.dtype), np.empty((parts, 2, size + 1), p.dtype)
+        places = np.empty((parts, 3, size + 3), np.int32)
+        work = 8.0 * size * size
         scratch, scale = (lists, keys, places), 1.0 / max(pairs, 1)
         arguments = (_ROWS, matrix, *classes[:3], self.margin, scale, *scratch, losses, slopes, gradient)
         items.run(kernels.triplet_semihard, p.dtype, parts, arguments, work, n_threads)
