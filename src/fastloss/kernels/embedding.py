@@ -28,7 +28,10 @@ CHUNK = 1024
 
 FEW = 20
 """The members of a class whose positives look through all negatives one by one, 0.3 µs each in a row of 1000. For more
-of them negatives are sorted, by cells at first: 6 µs where merging takes 60."""
+of them the negatives are brought into cells: 3 µs, where sorting takes 60 and sorting within the cells takes 9."""
+
+CROWD = 16
+"""How many negatives may be in one cell; with more of them the whole row is sorted."""
 
 RUN = 8
 """Elements that are sorted by insertion, before runs are merged."""
@@ -191,12 +194,21 @@ def _first(xp):
     return first
 
 
+def _plus_margin(xp):
+    # A function, because a loop may reassociate, and equal distances are to differ by 0.
+    @xp.jit
+    def plus_margin(difference, margin):
+        return difference + margin
+
+    return plus_margin
+
+
 @itemwise
 def triplet_hard(xp):
     """Row i: its farthest positive and nearest negative distance, the loss, and ±slope at those two."""
     zero, one, infinity = xp.consts(0.0, 1.0, np.inf)
     low = xp.const(np.finfo(xp.dtype).min)
-    first = _first(xp)
+    first, plus_margin = _first(xp), _plus_margin(xp)
 
     def item(i, distances, codes, margin, soft, scale, losses, weights, gradient):
         row, code = distances[i], codes[i]
@@ -218,7 +230,7 @@ def triplet_hard(xp):
             losses[i] = xp.softplus(p - q)
             slope = xp.sigmoid(p - q)
         else:
-            loss = xp.maximum(p - q + margin, zero)
+            loss = xp.maximum(plus_margin(p - q, margin), zero)
             losses[i] = loss
             slope = one if loss > zero else loss * zero
         if gradient:
@@ -240,12 +252,11 @@ def triplet_hard(xp):
     return item
 
 
-def _sorts(xp):
-    """Two stable sorts of keys with their places."""
+def _merge(xp):
+    """A stable sort of keys with their places: runs are merged into spare arrays and copied back."""
 
     @xp.jit
     def insert(keys, places, start, stop):
-        """For few, or for what is nearly in order."""
         for k in range(start + 1, stop):
             key, place = keys[k], places[k]
             at = k
@@ -256,7 +267,6 @@ def _sorts(xp):
 
     @xp.jit
     def merge(keys, places, spare_keys, spare_places, n):
-        """For all others; runs are merged into the spare arrays and copied back."""
         for start in range(0, n, RUN):
             insert(keys, places, start, min(start + RUN, n))
         width = RUN
@@ -275,19 +285,19 @@ def _sorts(xp):
                 keys[np.uintp(k)], places[np.uintp(k)] = spare_keys[np.uintp(k)], spare_places[np.uintp(k)]
             width *= 2
 
-    return insert, merge
+    return merge
 
 
 @itemwise
 def triplet_semihard(xp):
     """A few anchors, which share the scratch of their item.
 
-    Of few positives each one looks through the row for its semi-hard negative; for many the negatives are sorted.
+    Of few positives each one looks through the row for its semi-hard negative; for many the negatives are brought into
+    the order of cells, or sorted.
     """
     zero, infinity, nan = xp.consts(0.0, np.inf, np.nan)
     low = xp.const(np.finfo(xp.dtype).min)
-    first = _first(xp)
-    insert, merge = _sorts(xp)
+    first, merge, plus_margin = _first(xp), _merge(xp), _plus_margin(xp)
 
     @xp.jit
     def beyond(negatives, distance):
@@ -305,55 +315,65 @@ def triplet_semihard(xp):
 
     @xp.jit
     def arrange(keys, places, spare_keys, spare_places, bounds, count):
-        """Sort by cells of equal width, and within the cells; their bounds stay, to look keys up by.
+        """Bring keys into the order of cells of equal width, whose bounds stay; within cells as they were.
 
-        Where values crowd into few cells, they are merged instead, so that no order of them costs more than that.
+        Where many crowd into a cell, sort them all: then no distribution of distances costs more than that.
         """
         top, bottom = low, low
         for k in range(count):
             top = xp.greatest(top, keys[np.uintp(k)])
             bottom = xp.greatest(bottom, -keys[np.uintp(k)])
-        smallest, cells = -bottom, xp.type(count)
-        scale = cells / (top + bottom) if top + bottom > zero else zero
+        smallest, width = -bottom, top + bottom
+        scale = xp.type(count) / width if width > zero else zero
         scale = scale if scale < infinity else zero
         for c in range(count + 3):
             bounds[np.uintp(c)] = 0
         crowd = 0
         for k in range(count):
-            c = np.uintp(cell(keys[np.uintp(k)], smallest, scale, cells) + 2)
-            bounds[c] += 1
-            crowd = max(crowd, bounds[c])
+            into = np.uintp(cell(keys[np.uintp(k)], smallest, scale, xp.type(count)) + 2)
+            bounds[into] += 1
+            crowd = max(crowd, int(bounds[into]))
         total = 0
         for c in range(count + 3):
             total += bounds[np.uintp(c)]
             bounds[np.uintp(c)] = total
         for k in range(count):
-            c = np.uintp(cell(keys[np.uintp(k)], smallest, scale, cells) + 1)
-            at = np.uintp(bounds[c])
-            bounds[c] += 1
+            into = np.uintp(cell(keys[np.uintp(k)], smallest, scale, xp.type(count)) + 1)
+            at = np.uintp(bounds[into])
+            bounds[into] += 1
             spare_keys[at], spare_places[at] = keys[np.uintp(k)], places[np.uintp(k)]
         for k in range(count):
             keys[np.uintp(k)], places[np.uintp(k)] = spare_keys[np.uintp(k)], spare_places[np.uintp(k)]
-        if crowd > 2 * RUN:
+        ordered = crowd > CROWD
+        if ordered:
             merge(keys, places, spare_keys, spare_places, count)
-        else:
-            insert(keys, places, 0, count)
-        return smallest, scale
+        return smallest, scale, ordered
 
     @xp.jit
-    def look_up(keys, bounds, smallest, scale, count, distance):
-        """The first key that is farther than this; `count` if none is."""
-        c = cell(distance, smallest, scale, xp.type(count))
+    def look_up(keys, bounds, smallest, scale, ordered, count, distance):
+        """The smallest key above this distance, the first of several; -1 if there is none."""
+        cells = xp.type(count)
+        c = cell(distance, smallest, scale, cells)
         at, end = np.int64(bounds[np.uintp(c)]), np.int64(bounds[np.uintp(c + 1)])
-        while end - at > RUN:
-            middle = (at + end) >> 1
-            if keys[np.uintp(middle)] <= distance:
-                at = middle + 1
-            else:
-                end = middle
-        while at < end and keys[np.uintp(at)] <= distance:
-            at += 1
-        return at
+        if ordered:
+            while at < end:
+                middle = (at + end) >> 1
+                if keys[np.uintp(middle)] <= distance:
+                    at = middle + 1
+                else:
+                    end = middle
+            return at if at < count else -1
+        found, least = -1, infinity
+        for k in range(at, end):
+            key = keys[np.uintp(k)]
+            better = (key > distance) & (key < least)
+            found, least = k if better else found, xp.where(better, key, least)
+        if found < 0 and end < count:  # all of the next cell that has any are beyond
+            last = np.int64(bounds[np.uintp(cell(keys[np.uintp(end)], smallest, scale, cells) + 1)])
+            for k in range(end, last):
+                key = keys[np.uintp(k)]
+                found, least = k if key < least else found, xp.where(key < least, key, least)
+        return found
 
     def item(t, rows, distances, codes, members, starts, margin, scale, lists, keys, places, losses, weights, gradient):
         n = distances.shape[0]
@@ -380,35 +400,35 @@ def triplet_semihard(xp):
                 continue
             if farthest == low:  # no negatives: the row's smallest distance, as a rule its own 0
                 farthest = -smallest
-                far = np.int64(first(row, farthest))
+                far = int(first(row, farthest))
             else:
-                far = np.int64(first(negatives, farthest))
+                far = int(first(negatives, farthest))
             many = end - begin > FEW
-            count, width = 0, zero
+            count, scale_of_cells, ordered = 0, zero, False
             if many:
                 for j in range(n):  # no branch depends on the classes: half of them might be mispredicted
                     key[np.uintp(count)], place[np.uintp(count)] = row[np.uintp(j)], j
                     count += 1 if codes[np.uintp(j)] != code else 0
-                smallest, width = arrange(key, place, spare, other, bounds, count)
+                smallest, scale_of_cells, ordered = arrange(key, place, spare, other, bounds, count)
             total = 0.0
             for m in range(begin, end):
-                j = np.int64(members[m])
+                j = int(members[m])
                 if j == i:
                     continue
                 positive, negative, to = row[j], farthest, far
                 if many:
-                    at = look_up(key, bounds, smallest, width, count, positive)
-                    if at < count:
-                        negative, to = key[at], np.int64(place[at])
+                    found = look_up(key, bounds, smallest, scale_of_cells, ordered, count, positive)
+                    if found >= 0:
+                        negative, to = key[found], int(place[found])
                 else:
                     negative = beyond(negatives, positive)
                     negative = farthest if negative == infinity else negative
-                loss = margin + (positive - negative)
+                loss = plus_margin(positive - negative, margin)
                 if (loss > zero) | (loss != loss):
                     total += loss
                     if gradient:
                         if not many and negative != farthest:
-                            to = np.int64(first(negatives, negative))
+                            to = int(first(negatives, negative))
                         w[j] += scale
                         w[to] -= scale
             losses[i] = total

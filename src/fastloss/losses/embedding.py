@@ -365,7 +365,7 @@ class Circle(EmbeddingLoss):
     >>> loss = fastloss.losses.Circle(gamma=1.0)
     >>> value, grad = loss.value_and_grad([0, 0, 1], [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     >>> print(f"{value:.4f} {grad.tolist()}")
-    0.6484 [[-0.152..., -0.114...], [-0.190..., 0.312...], [0.249..., 0.187...]]
+    0.6484 [[-0.152..., -0.114...], [-0.190..., 0.311...], [0.249..., 0.187...]]
     """
 
     gamma = Option(options.non_negative)
