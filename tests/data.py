@@ -280,16 +280,46 @@ def one_hot_and_probabilities(random, options, size):
     return y_true, y_pred / y_pred.sum(axis=1, keepdims=True)
 
 
+def embeddings(random, options, size):
+    """Three classes or fewer, each with several members, far enough apart that no hinge is near its kink."""
+    y_true = np.arange(size) % 3
+    return y_true, random.normal(size=(size, 6)) + 0.5 * y_true[:, None]
+
+
+def unit_embeddings(random, options, size):
+    """The same of length one."""
+    y_true, y_pred = embeddings(random, options, size)
+    return y_true, y_pred / np.linalg.norm(y_pred, axis=1, keepdims=True)
+
+
+def similarities(random, options, size):
+    """Labels and the similarity of every two samples."""
+    return np.arange(size) % 3, random.normal(size=(size, size))
+
+
+def multilabel_similarities(random, options, size):
+    """Several labels a sample, one at least, and the similarity of every two."""
+    y_true = (random.random((size, 4)) < 0.4).astype(float)
+    y_true[np.arange(size), np.arange(size) % 4] = 1
+    return y_true, random.normal(size=(size, size))
+
+
 BATCH_INPUTS: dict[str, Callable[[np.random.Generator, dict[str, Any], int], tuple[np.ndarray, np.ndarray]]] = {
+    "circle": unit_embeddings,
     "ctc": label_sequences,
     "giou_loss": box_pairs,
+    "lifted_struct_loss": embeddings,
+    "npairs_loss": similarities,
+    "npairs_multilabel_loss": multilabel_similarities,
+    "triplet_hard_loss": embeddings,
+    "triplet_semihard_loss": embeddings,
     "weighted_kappa_loss": one_hot_and_probabilities,
 }
 """Name of a `BatchRow` → ``make(random, options, size)``: targets (float64, or integers for labels) and float64
 predictions for so many samples and these constructor arguments, away from kinks by more than a difference's step.
 """
 
-BATCH_COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+BATCH_COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"circle": lambda values: values != 0}
 """Name → which of the unreduced losses count, for losses with a rule of their own."""
 
 

@@ -111,6 +111,12 @@ _CATEGORICAL_FOCAL: tuple[dict[str, Any], ...] = (
     {"from_logits": True, "gamma": 0.5, "label_smoothing": 0.1},
 )
 
+_METRICS: tuple[dict[str, Any], ...] = (
+    {},
+    {"margin": 0.25, "distance_metric": "squared-L2"},
+    {"distance_metric": "angular"},
+)
+
 LOSSES: dict[str, Row] = {
     row.name: row
     for row in (
@@ -309,6 +315,48 @@ _BATCH: tuple[BatchRow, ...] = (
         losses.ctc,
         ({}, {"blank": 2}, {"zero_infinity": True}),
         "-log Σ over alignments Π softmax(p)",
+    ),
+    BatchRow(
+        "circle",
+        losses.Circle,
+        losses.circle,
+        ({}, {"gamma": 8.0, "margin": 0.25}, {"remove_diagonal": False}),
+        "softplus(logsumexp s_p + logsumexp s_n)",
+    ),
+    BatchRow(
+        "lifted_struct_loss",
+        losses.LiftedStructLoss,
+        losses.lifted_struct_loss,
+        ({}, {"margin": 0.5}),
+        "Σ max(J, 0)² / (2·pairs), J_ij = log(Σ exp(m - D_ik) + Σ exp(m - D_jl)) + D_ij",
+    ),
+    BatchRow(
+        "npairs_loss",
+        losses.NpairsLoss,
+        losses.npairs_loss,
+        ({},),
+        "mean(-Σ t·log softmax(p)), t = same label / how many",
+    ),
+    BatchRow(
+        "npairs_multilabel_loss",
+        losses.NpairsMultilabelLoss,
+        losses.npairs_multilabel_loss,
+        ({},),
+        "mean(-Σ t·log softmax(p)), t ~ labels in common",
+    ),
+    BatchRow(
+        "triplet_hard_loss",
+        losses.TripletHardLoss,
+        losses.triplet_hard_loss,
+        (*_METRICS, {"soft": True}),
+        "mean(max(m + farthest positive - nearest negative, 0))",
+    ),
+    BatchRow(
+        "triplet_semihard_loss",
+        losses.TripletSemiHardLoss,
+        losses.triplet_semihard_loss,
+        _METRICS,
+        "mean over pairs of max(m + D_ij - next negative, 0)",
     ),
 )
 

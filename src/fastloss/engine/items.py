@@ -94,8 +94,9 @@ def _compile(kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int],
 
     # Generated, because Numba's signatures know no star arguments.
     name, names = f"{kernel.name}_{dtype.name}", ", ".join(f"a{k}" for k in range(len(types)))
-    source = f"def {name}(count, {names}):\n    for i in prange(count):\n        item(i, {names})"
-    namespace = {"item": jit.item(kernel.factory(toolbox(dtype))), "prange": numba.prange}
+    # The index of a parallel loop is unsigned, that of a serial one is not; an item's is signed in both.
+    source = f"def {name}(count, {names}):\n    for i in prange(count):\n        item(intp(i), {names})"
+    namespace = {"item": jit.item(kernel.factory(toolbox(dtype))), "prange": numba.prange, "intp": np.intp}
     exec(source, namespace)
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=parallel)(namespace[name])
     signature = (numba.types.intp, *(_numba_type(name, rank) for name, rank in types))

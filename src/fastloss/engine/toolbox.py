@@ -39,8 +39,8 @@ class Toolbox(ModuleType):
         self.type = dtype.type
         self.epsilon = self.const(EPSILON)
         self.jit: Callable[[Any], Any] = jit.scalar if compiled else lambda function: function
-        # As `maximum`, in the form that LLVM reduces over vector lanes: for the largest element of a row.
-        self.peak: Callable[[Any, Any], Any] = jit.maximum if compiled else np.maximum
+        # As `maximum`, of two numbers in this dtype: the one form of it that a loop's maximum is vectorised with.
+        self.greatest: Callable[[Any, Any], Any] = jit.maximum if compiled else np.maximum
         for functions in (vmath.build(self.type, self.jit), _elementary(self.jit)):
             for name, function in functions.items():
                 setattr(self, name, function)

@@ -53,6 +53,19 @@ from fastloss.kernels.regression import (
     pinball,
 )
 from fastloss.kernels.sequence import ctc
+from fastloss.kernels.definition import Kernel, RowFunctions, pointwise, rowwise
+from fastloss.kernels.embedding import (
+    circle,
+    euclidean,
+    flow_cosine,
+    flow_euclidean,
+    lifted_negatives,
+    lifted_pairs,
+    npairs,
+    npairs_multilabel,
+    triplet_hard,
+    triplet_semihard,
+from fastloss.kernels.regression import huber, log_cosh, mean_absolute_error, mean_squared_error
 
 __all__ = [
     "Kernel",
@@ -83,16 +96,26 @@ __all__ = [
     "iou_gradient",
     "itemwise",
     "kl_divergence",
+    "circle",
+    "euclidean",
+    "flow_cosine",
+    "flow_euclidean",
+    "lifted_negatives",
+    "lifted_pairs",
     "log_cosh",
     "mean_absolute_error",
     "mean_absolute_percentage_error",
     "mean_squared_error",
     "mean_squared_logarithmic_error",
     "pinball",
+    "npairs",
+    "npairs_multilabel",
     "pointwise",
     "poisson",
     "rowwise",
     "sparsemax",
     "squared_hinge",
     "tversky",
+    "triplet_hard",
+    "triplet_semihard",
 ]

@@ -203,7 +203,7 @@ def ctc(xp):
                 if turn == 0:
                     top = empty
                     for c in range(classes):
-                        top = xp.peak(top, z[np.uintp(c)])
+                        top = xp.greatest(top, z[np.uintp(c)])
                     tops[t] = top
                     g = gradient[i, t] if with_gradient else spare
                     q_sum = zero
