@@ -22,6 +22,18 @@ from fastloss.kernels.divergence import (
     kl_divergence,
     poisson,
 )
+from fastloss.kernels.embedding import (
+    circle,
+    euclidean,
+    flow_cosine,
+    flow_euclidean,
+    lifted_negatives,
+    lifted_pairs,
+    npairs,
+    npairs_multilabel,
+    triplet_hard,
+    triplet_semihard,
+)
 from fastloss.kernels.focal import (
     binary_focal,
     binary_focal_logits,
@@ -53,19 +65,6 @@ from fastloss.kernels.regression import (
     pinball,
 )
 from fastloss.kernels.sequence import ctc
-from fastloss.kernels.definition import Kernel, RowFunctions, pointwise, rowwise
-from fastloss.kernels.embedding import (
-    circle,
-    euclidean,
-    flow_cosine,
-    flow_euclidean,
-    lifted_negatives,
-    lifted_pairs,
-    npairs,
-    npairs_multilabel,
-    triplet_hard,
-    triplet_semihard,
-from fastloss.kernels.regression import huber, log_cosh, mean_absolute_error, mean_squared_error
 
 __all__ = [
     "Kernel",
@@ -83,10 +82,14 @@ __all__ = [
     "categorical_focal_logits_squared",
     "categorical_focal_squared",
     "categorical_hinge",
+    "circle",
     "contrastive",
     "cosine_similarity",
     "ctc",
     "dice",
+    "euclidean",
+    "flow_cosine",
+    "flow_euclidean",
     "generalized_crossentropy",
     "giou",
     "giou_gradient",
@@ -96,10 +99,6 @@ __all__ = [
     "iou_gradient",
     "itemwise",
     "kl_divergence",
-    "circle",
-    "euclidean",
-    "flow_cosine",
-    "flow_euclidean",
     "lifted_negatives",
     "lifted_pairs",
     "log_cosh",
@@ -107,15 +106,15 @@ __all__ = [
     "mean_absolute_percentage_error",
     "mean_squared_error",
     "mean_squared_logarithmic_error",
-    "pinball",
     "npairs",
     "npairs_multilabel",
+    "pinball",
     "pointwise",
     "poisson",
     "rowwise",
     "sparsemax",
     "squared_hinge",
-    "tversky",
     "triplet_hard",
     "triplet_semihard",
+    "tversky",
 ]
