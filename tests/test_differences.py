@@ -17,10 +17,6 @@ from reference import assert_close
 ONE = np.ones((1, 1), np.float32)
 
 
-def needs(name):
-    return pytest.mark.skipif(not hasattr(losses, name), reason=f"there is no {name}")
-
-
 @pytest.fixture(scope="module")
 def keras():
     os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -93,7 +89,6 @@ def test_sets_of_unequal_shapes(keras):
     assert abs(float(keras.losses.Dice()(y_true, y_pred)) - float(keras.losses.Dice()(wide, y_pred))) > 0.05
 
 
-@needs("CTC")
 def test_labels_longer_than_their_frames(keras):
     """Two equal labels need a blank between them: three frames, not two."""
     labels, logits = np.array([[1, 1]]), np.zeros((1, 2, 3), np.float32)
@@ -104,7 +99,6 @@ def test_labels_longer_than_their_frames(keras):
     assert 1e5 <= np.asarray(keras.losses.CTC()(labels, logits)) < 1.1e5, "a penalty in place of infinity"
 
 
-@needs("TripletSemiHardLoss")
 def test_triplets_without_a_positive_pair():
     """Addons divides 0 by 0."""
     value, gradient = losses.TripletSemiHardLoss().value_and_grad([0, 1, 2], np.eye(3))
@@ -112,7 +106,6 @@ def test_triplets_without_a_positive_pair():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@needs("LiftedStructLoss")
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]], ids=["no positives", "no negatives"])
 def test_lifted_structure_without_pairs(labels):
     """Addons divides 0 by 0, and takes the logarithm of an empty sum."""
