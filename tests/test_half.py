@@ -16,8 +16,15 @@ from fastloss.registry import LOSSES
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for i, name in enumerate(sorted(LOSSES))
+        for dtype in (HALVES if name in data.representatives().values() else [HALVES[i % 2]])
+    ],
+    ids=str,
+)
 def test_halves_agree_with_float32_of_the_same_numbers(name, dtype):
     """The value is that of the widened predictions, and the gradient is that one rounded once.
 

@@ -43,7 +43,9 @@ def test_kernels_folder_is_the_package_s():
     assert (root / "kernels").resolve() == (root / "src" / "fastloss" / "kernels").resolve()
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize(
+    "name", ["mean_squared_error", "hinge", "sparse_categorical_crossentropy", "cosine_similarity"]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_call_allocates_the_gradient_and_little_more(name, weighted):
     """NumPy reports what it allocates; per sample there may be a few numbers, per element only the gradient."""

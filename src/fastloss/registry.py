@@ -287,7 +287,7 @@ LOSSES: dict[str, Row] = {
             losses.tversky,
             "dense",
             "unit",
-            ({"alpha": 0.3, "beta": 0.8, "axis": -1}, {"alpha": 0.3}),
+            ({}, {"alpha": 0.3, "beta": 0.8, "axis": -1}),
             "1 - Σ y·p / (Σ y·p + α·Σ (1 - y)·p + β·Σ y·(1 - p) + ε)",
         ),
     )

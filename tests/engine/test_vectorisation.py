@@ -58,7 +58,7 @@ def variants():
                 continue
             seen.add((kernel.name, smooth))
             for dtype in ("f4", "f8"):
-                for outputs in range(3 if row.hessian else 2):
+                for outputs in range(3 if row.hessian else 2) if dtype == "f4" else (1,):
                     y = "i8" if row.labels == "index" else dtype
                     variant = Variant(
                         kernel, dtype, y, dtype, dtype, outputs, index=row.labels == "index", smooth=smooth
