@@ -148,7 +148,7 @@ def sparse_categorical_crossentropy(y: Array, p: Array, logits: bool = False) ->
     rows = np.arange(len(p))
     if logits:
         log_q, gradient = _softmax(p)
-        loss, at_labels = -log_q[rows, y], 1.0
+        loss, at_labels = -log_q[rows, y], np.ones(len(p), p.dtype)
     else:
         s = p.sum(axis=1, keepdims=True)
         loss, at_labels = -np.log(_clip(p[rows, y] / s[:, 0])), 1 / p[rows, y]

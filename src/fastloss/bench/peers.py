@@ -7,7 +7,6 @@ is used as it has it; one that differentiates for itself (PyTorch, JAX) is given
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Callable
@@ -46,7 +45,7 @@ class Ways(NamedTuple):
     Attributes
     ----------
     torch : callable, optional
-        ``torch(F, y, p)``, F being ``torch.nn.functional``.
+        ``torch(f, y, p)``, f being ``torch.nn.functional``.
     optax : callable, optional
         ``optax(o, y, p)``, o being ``optax.losses``.
     formula : callable, optional
@@ -98,20 +97,20 @@ def _logarithmic(xp: Any, x: Any) -> Any:
     return xp.log1p(xp.clip(x, min=EPSILON))
 
 
-def _torch_sparsemax(F: Any, y: Any, p: Any) -> Any:  # noqa: N803
+def _torch_sparsemax(f: Any, y: Any, p: Any) -> Any:
     torch = importlib.import_module("torch")
     with torch.no_grad():  # the gradient of s·(p - s/2) is s, as if s were constant
         ordered = p.sort(dim=-1, descending=True).values
         excess = ordered.cumsum(-1) - 1
         support = (torch.arange(1, p.shape[-1] + 1) * ordered > excess).sum(-1, keepdim=True)
-        s = F.relu(p - excess.gather(-1, support - 1) / support)
+        s = f.relu(p - excess.gather(-1, support - 1) / support)
     return (s * (p - s / 2) + y * (y / 2 - p)).sum(-1).mean()
 
 
-def _torch_ctc(F: Any, y: Any, p: Any) -> Any:  # noqa: N803
+def _torch_ctc(f: Any, y: Any, p: Any) -> Any:
     batch, frames, _ = p.shape
-    logs = F.log_softmax(p, -1).transpose(0, 1)
-    return F.ctc_loss(logs, y, (frames,) * batch, (y.shape[1],) * batch, reduction="none").mean()
+    logs = f.log_softmax(p, -1).transpose(0, 1)
+    return f.ctc_loss(logs, y, (frames,) * batch, (y.shape[1],) * batch, reduction="none").mean()
 
 
 def _giou(xp: Any, nn: Any, y: Any, p: Any) -> Any:
@@ -144,16 +143,16 @@ def _npairs(xp: Any, nn: Any, y: Any, p: Any) -> Any:
 
 TABLE: dict[str, Ways] = {
     "mean_squared_error": Ways(
-        torch=lambda F, y, p: F.mse_loss(p, y),
+        torch=lambda f, y, p: f.mse_loss(p, y),
         optax=lambda o, y, p: o.squared_error(p, y).mean(),
         sklearn=("CyHalfSquaredError", {}, 2.0),
     ),
     "mean_absolute_error": Ways(
-        torch=lambda F, y, p: F.l1_loss(p, y),
+        torch=lambda f, y, p: f.l1_loss(p, y),
         sklearn=("CyAbsoluteError", {}, 1.0),
     ),
     "huber": Ways(
-        torch=lambda F, y, p: F.huber_loss(p, y),
+        torch=lambda f, y, p: f.huber_loss(p, y),
         optax=lambda o, y, p: o.huber_loss(p, y).mean(),
         sklearn=("CyHuberLoss", {"delta": 1.0}, 1.0),
     ),
@@ -161,9 +160,9 @@ TABLE: dict[str, Ways] = {
         optax=lambda o, y, p: o.log_cosh(p, y).mean(),
         formula=lambda xp, nn, y, p: (p - y + nn.softplus(-2 * (p - y)) - math.log(2)).mean(),
     ),
-    "binary_crossentropy": Ways(torch=lambda F, y, p: F.binary_cross_entropy(p, y)),
+    "binary_crossentropy": Ways(torch=lambda f, y, p: f.binary_cross_entropy(p, y)),
     "binary_crossentropy, from logits": Ways(
-        torch=lambda F, y, p: F.binary_cross_entropy_with_logits(p, y),
+        torch=lambda f, y, p: f.binary_cross_entropy_with_logits(p, y),
         optax=lambda o, y, p: o.sigmoid_binary_cross_entropy(p, y).mean(),
         sklearn=("CyHalfBinomialLoss", {}, 1.0),
     ),
@@ -171,16 +170,14 @@ TABLE: dict[str, Ways] = {
         formula=lambda xp, nn, y, p: -(y * xp.log(_probabilities(xp, p))).sum(-1).mean(),
     ),
     "categorical_crossentropy, from logits": Ways(
-        torch=lambda F, y, p: F.cross_entropy(p, y),
+        torch=lambda f, y, p: f.cross_entropy(p, y),
         optax=lambda o, y, p: o.softmax_cross_entropy(p, y).mean(),
     ),
     "sparse_categorical_crossentropy": Ways(
-        torch=lambda F, y, p: (
-            -(p.gather(1, y[:, None])[:, 0] / p.sum(-1)).clip(EPSILON, 1 - EPSILON).log().mean()
-        ),
+        torch=lambda f, y, p: -(p.gather(1, y[:, None])[:, 0] / p.sum(-1)).clip(EPSILON, 1 - EPSILON).log().mean(),
     ),
     "sparse_categorical_crossentropy, from logits": Ways(
-        torch=lambda F, y, p: F.cross_entropy(p, y),
+        torch=lambda f, y, p: f.cross_entropy(p, y),
         optax=lambda o, y, p: o.softmax_cross_entropy_with_integer_labels(p, y).mean(),
         sklearn=("CyHalfMultinomialLoss", {}, 1.0),
     ),
@@ -191,7 +188,7 @@ TABLE: dict[str, Ways] = {
         formula=lambda xp, nn, y, p: ((_logarithmic(xp, p) - _logarithmic(xp, y)) ** 2).mean(),
     ),
     "cosine_similarity": Ways(
-        torch=lambda F, y, p: -F.cosine_similarity(y, p).mean(),
+        torch=lambda f, y, p: -f.cosine_similarity(y, p).mean(),
         optax=lambda o, y, p: -o.cosine_similarity(p, y).mean(),
     ),
     "pinball_loss": Ways(
@@ -210,7 +207,7 @@ TABLE: dict[str, Ways] = {
         formula=lambda xp, nn, y, p: nn.relu(xp.amax((1 - y) * p, -1) - (y * p).sum(-1) + 1).mean(),
     ),
     "poisson": Ways(
-        torch=lambda F, y, p: F.poisson_nll_loss(p, y, log_input=False, eps=EPSILON),
+        torch=lambda f, y, p: f.poisson_nll_loss(p, y, log_input=False, eps=EPSILON),
         sklearn=("CyHalfPoissonLoss", {}, 1.0),
     ),
     "kl_divergence": Ways(formula=_kl_divergence),
@@ -222,7 +219,7 @@ TABLE: dict[str, Ways] = {
     ),
     "sigmoid_focal_crossentropy": Ways(formula=lambda xp, nn, y, p: _sigmoid_focal(xp, nn, y, p, logits=False)),
     "sigmoid_focal_crossentropy, from logits": Ways(
-        optax=lambda o, y, p: o.sigmoid_focal_loss(p, y, 0.25).sum(-1).mean(),
+        optax=lambda o, y, p: o.sigmoid_focal_loss(p, y, alpha=0.25).sum(-1).mean(),
         formula=lambda xp, nn, y, p: _sigmoid_focal(xp, nn, y, p, logits=True),
     ),
     "categorical_focal_crossentropy": Ways(
@@ -232,7 +229,7 @@ TABLE: dict[str, Ways] = {
         formula=lambda xp, nn, y, p: _categorical_focal(xp, nn, y, p, logits=True),
     ),
     "categorical_generalized_cross_entropy": Ways(
-        torch=lambda F, y, p: 2 * (1 - p.gather(1, y[:, None]).sqrt()).mean(),
+        torch=lambda f, y, p: 2 * (1 - p.gather(1, y[:, None]).sqrt()).mean(),
     ),
     "sparsemax_loss": Ways(
         torch=_torch_sparsemax,
@@ -306,7 +303,8 @@ def _on_jax(task: Task, value: Callable[[Any, Any], Any], compiled: bool = True)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     both = jax.value_and_grad(lambda p, y: value(y, p).sum())
     run = jax.jit(both) if compiled else both
-    y, p = (jax.numpy.asarray(task.y.astype(np.int32) if task.y.dtype.kind == "i" else task.y), jax.numpy.asarray(task.p))
+    labels = task.y.astype(np.int32) if task.y.dtype.kind == "i" else task.y
+    y, p = jax.numpy.asarray(labels), jax.numpy.asarray(task.p)
     return Contestant(lambda: jax.block_until_ready(run(p, y)), lambda found: found)
 
 
@@ -356,23 +354,24 @@ def _sklearn(task: Task) -> Contestant | None:
     classes = isinstance(task.case.row, Row) and task.case.row.labels == "index"
     p = np.log(task.p) if of_rates else task.p
     y = (task.y if classes else task.y.reshape(-1)).astype(task.dtype)
+    losses, gradient = np.empty(y.size, task.dtype), np.empty(p.shape if classes else y.size, task.dtype)
     given = {
         "y_true": y,
         "raw_prediction": p if classes else p.reshape(-1),
         # The mean and its gradient without another pass: it has sums only.
         "sample_weight": np.full(y.size, factor / y.size, task.dtype),
-        "loss_out": np.empty(y.size, task.dtype),
-        "gradient_out": np.empty(p.shape if classes else y.size, task.dtype),
+        "loss_out": losses,
+        "gradient_out": gradient,
         "n_threads": task.threads,
     }
 
     def run() -> Any:
         loss.loss_gradient(**given)
-        return given["loss_out"].sum(), given["gradient_out"]
+        return losses.sum(), gradient
 
     def read(found: Any) -> tuple[Any, Any]:
-        gradient = found[1].reshape(task.p.shape)
-        return found[0], gradient / task.p if of_rates else gradient
+        shaped = found[1].reshape(task.p.shape)
+        return found[0], shaped / task.p if of_rates else shaped
 
     return Contestant(run, read)
 

@@ -69,4 +69,9 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(*np.quantile(found, [0.5, 0.1, 0.9]).tolist(), rounds) for name, found in times.items()}
+    return {name: _timing(found) for name, found in times.items()}
+
+
+def _timing(found: list[float]) -> Timing:
+    low, median, high = (float(quantile) for quantile in np.quantile(found, [0.1, 0.5, 0.9]))
+    return Timing(median, low, high, len(found))
