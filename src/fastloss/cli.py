@@ -95,9 +95,10 @@ def bench(
 
     machine.prepare(threads, dtype)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    found = report.run(console, names, sizes, dtype, threads, rounds or (5 if quick else 20), others)
+    turns = rounds or (5 if quick else 20)
+    found = report.run(console, names, sizes, dtype, threads, turns, others)
     if write_docs:
-        found["processes"], found["bare_call"] = measure.processes(5 if quick else 11), measure.bare_call(20)
+        found["processes"], found["bare_call"] = measure.processes(max(3, turns // 2)), measure.bare_call(turns)
     report.show(console, found, details=bool(loss))
     if json is not None:
         report.write_json(found, json)

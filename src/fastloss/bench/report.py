@@ -27,6 +27,7 @@ Report = dict[str, Any]
 README, PAGE, PICTURE = Path("README.md"), Path("docs/benchmarks.md"), Path("docs/benchmarks.png")
 """Where `write_docs` writes, in a copy of the repository."""
 
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500, 1000)
 COLUMNS = ("time", "10-90 %", "ns an element", "fastest peer", "its time", "speed-up", "time over limit", "limit")
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
@@ -265,7 +266,7 @@ def _draw(axes: Axes, report: Report, labels: list[str], key: str) -> None:
             axes.scatter(x, y, s=22, color=colour, marker="x" if own else "o", linewidths=1, label=name)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    ticks = [tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if _within(axes, tick)]
+    ticks = [tick for tick in TICKS if _within(axes, tick)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3, linewidth=0.5)
