@@ -41,7 +41,7 @@ def test_every_loss_is_measured():
 
 def test_every_loss_has_another_library_to_compare_with():
     assert {label for label in OF_ELEMENTS if label not in peers.TABLE} == set()
-    assert set(peers.TABLE) - set(CASES) <= {"npairs_loss"}
+    assert set(peers.TABLE) - set(CASES) == set()
 
 
 @pytest.mark.parametrize("label", OF_ELEMENTS)
@@ -162,7 +162,7 @@ def test_what_is_wrong_or_fails_is_reported_and_not_timed():
     assert "value" in result["rejected"]["value"]
     for name, part in {"double": "float64 (40, 3)", "flat": "(120,)", "nan": "nan"}.items():
         assert part in result["rejected"][name]
-    assert set(result["timings"]) == {*measure.OURS, measure.ONE_THREAD}
+    assert set(result["timings"]) == {*measure.OURS, measure.ONE_THREAD, measure.BOUND}
     assert result["limit"] is None
 
 
@@ -273,7 +273,7 @@ def test_bench_compares_with_what_is_installed(tmp_path):
     ]
     for result in found["results"]:
         assert result["rejected"] == {}
-        assert set(result["timings"]) == {*measure.OURS, measure.ONE_THREAD}
+        assert set(result["timings"]) == {*measure.OURS, measure.ONE_THREAD, measure.BOUND}
         for timing in (*result["timings"].values(), *result["peers"].values()):
             assert 0 < timing["p10"] <= timing["median"] <= timing["p90"]
             assert timing["rounds"] == 2
@@ -325,7 +325,7 @@ def test_write_docs(tmp_path, monkeypatch):
         assert f"| `{name}` | `{row.cls.__name__}` | {row.formula} |\n" in readme
     speed = readme.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
     (row,) = [line for line in speed.splitlines() if line.startswith("| mean_squared_error |")]
-    assert row.count("|") == speed.count("---|") + 1 == 8
+    assert row.count("|") == speed.count("---|") + 1 == 9
     assert "| add: " in row
     assert row.count("(NumPy)") == 2
     for part in ("1 thread each", "`import fastloss` takes", "bare `njit` call", "geometric mean"):

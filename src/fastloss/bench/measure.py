@@ -20,6 +20,7 @@ from fastloss.losses.arrays import Array
 
 OURS = ("fastloss", "fastloss, into a buffer")
 ONE_THREAD = "fastloss, one thread"
+BOUND = "fastloss, bound"
 
 
 def measure(
@@ -52,33 +53,34 @@ def measure(
     Returns
     -------
     dict
-        ``timings`` of ours (`OURS` with so many threads, and `ONE_THREAD` into a buffer), ``peers`` (timings) and
-        ``rejected`` (reasons) by title, ``limit`` and the ratios: ``speedup`` of the faster of `OURS` over the
-        ``fastest_peer``, ``over_limit`` of `ONE_THREAD`. What there is not is None.
+        ``timings`` of ours (`OURS` with so many threads, `ONE_THREAD` into a buffer, `BOUND` to the shape), ``peers``
+        (timings) and ``rejected`` (reasons) by title, ``limit`` and the ratios: ``speedup`` of the faster of `OURS`
+        over the ``fastest_peer``, ``over_limit`` of `ONE_THREAD`. What there is not is None.
     """
     y, p = case.inputs(shape, dtype)
     task = Task(case, shape, dtype, threads, y, p)
     expected = reference(task)
     error = BATCH_CASES[case.row.name].error if dtype == "float32" and case.row.name in BATCH_CASES else 0.0
     out = np.empty_like(p)
-    present, rejected = {}, {}
-    for name, call in _ours(task, out).items():
-        reason = verdict(call, expected, dtype, error)
-        if reason is None:
-            present[name] = call.run
-        else:
-            rejected[name] = reason
-    others = {}
-    for peer in peers.values():
-        try:
-            contestant = peer.make(task)
-            reason = None if contestant is None else verdict(contestant, expected, dtype, error)
-        except Exception as failure:  # whatever is wrong with another library should not end the run
-            contestant, reason = None, _named(failure)
-        if reason is not None:
-            rejected[peer.title] = reason
-        elif contestant is not None:
-            others[peer.title] = contestant.run
+    rejected: dict[str, str] = {}
+
+    def admitted(makers: Mapping[str, Callable[[Task], Contestant | None]]) -> dict[str, Callable[[], Any]]:
+        """The calls of those that have the loss and get it right."""
+        found = {}
+        for title, make in makers.items():
+            try:
+                contestant = make(task)
+                reason = None if contestant is None else verdict(contestant, expected, dtype, error)
+            except Exception as failure:  # whatever is wrong with another library should not end the run
+                contestant, reason = None, _named(failure)
+            if reason is not None:
+                rejected[title] = reason
+            elif contestant is not None:
+                found[title] = contestant.run
+        return found
+
+    present = admitted(_ours(out))
+    others = admitted({peer.title: peer.make for peer in peers.values()})
     bound = limit(case, y, p, out)
     timings = interleave({**present, **others, **(bound.contestants if bound else {})}, rounds, turn, budget)
     return _result(case, shape, present, others, rejected, timings, bound.read(timings) if bound else None)
@@ -109,22 +111,21 @@ def _result(
     }
 
 
-def _ours(task: Task, out: Array) -> dict[str, Contestant]:
-    loss, y, p = task.case.loss(), task.y, task.p
+def _ours(out: Array) -> dict[str, Callable[[Task], Contestant]]:
+    def call(**options: Any) -> Callable[[Task], Contestant]:
+        def make(task: Task) -> Contestant:
+            compute = task.case.loss().value_and_grad
+            return Contestant(lambda: compute(task.y, task.p, **options), lambda found: found)
 
-    def plain() -> Any:
-        return loss.value_and_grad(y, p)
+        return make
 
-    def buffered() -> Any:
-        return loss.value_and_grad(y, p, out=out)
+    def bound(task: Task) -> Contestant:
+        y, p = task.y, task.p
+        step = task.case.loss().bind(p.shape, p.dtype, y_true_shape=y.shape, y_true_dtype=y.dtype)
+        return Contestant(lambda: step(y, p), lambda found: found)
 
-    def alone() -> Any:
-        return loss.value_and_grad(y, p, out=out, n_threads=1)
-
-    return {
-        name: Contestant(run, lambda found: found)
-        for name, run in zip((*OURS, ONE_THREAD), (plain, buffered, alone), strict=True)
-    }
+    ways = (call(), call(out=out), call(out=out, n_threads=1), bound)
+    return dict(zip((*OURS, ONE_THREAD, BOUND), ways, strict=True))
 
 
 def reference(task: Task) -> tuple[Array, Array]:

@@ -137,6 +137,20 @@ def _npairs(xp: Any, nn: Any, y: Any, p: Any) -> Any:
     return -(same * nn.log_softmax(p, -1) / same.sum(-1)[:, None]).sum(-1).mean()
 
 
+def _npairs_multilabel(xp: Any, nn: Any, y: Any, p: Any) -> Any:
+    same = y @ y.T
+    return -(same * nn.log_softmax(p, -1) / same.sum(-1)[:, None]).sum(-1).mean()
+
+
+def _torch_triplet_hard(f: Any, y: Any, p: Any) -> Any:
+    torch = importlib.import_module("torch")
+    distances = torch.cdist(p, p)
+    same = y[:, None] == y
+    farthest = distances.masked_fill(~same, 0).amax(1)
+    nearest = distances.masked_fill(same, math.inf).amin(1)
+    return f.relu(farthest - nearest + 1).mean()
+
+
 # --------------------------------------------------------------------------------------------------------------
 # One row a loss
 # --------------------------------------------------------------------------------------------------------------
@@ -245,6 +259,8 @@ TABLE: dict[str, Ways] = {
     "weighted_kappa_loss": Ways(formula=_kappa),
     "ctc": Ways(torch=_torch_ctc),
     "npairs_loss": Ways(formula=_npairs),
+    "npairs_multilabel_loss": Ways(formula=_npairs_multilabel),
+    "triplet_hard_loss": Ways(torch=_torch_triplet_hard),
 }
 """Label of a case → how others write it. Keras is not here: its classes have our names and arguments."""
 

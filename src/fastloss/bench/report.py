@@ -360,8 +360,9 @@ def speed_table(report: Report) -> str:
         heading(report),
         "",
         f"| value and gradient | {LARGE}, one thread: ns an element | limit | time over limit | "
-        f"{LARGE}: speed-up over the fastest peer | {SMALL}: a whole call | {SMALL}: speed-up over the fastest peer |",
-        "|---|---|---|---|---|---|---|",
+        f"{LARGE}: speed-up over the fastest peer | {SMALL}: a whole call | bound | "
+        f"{SMALL}: the call's speed-up over the fastest peer |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for label in dict.fromkeys([*large, *small]):
         lines.append(f"| {label} | {_readme_large(large.get(label))} | {_readme_small(small.get(label))} |")
@@ -369,7 +370,7 @@ def speed_table(report: Report) -> str:
         _ratio(geometric_mean(result[key] for result in rows.values()))
         for rows, key in ((large, "over_limit"), (large, "speedup"), (small, "speedup"))
     ]
-    lines.append(f"| *geometric mean* | | | {means[0]} | {means[1]} | | {means[2]} |")
+    lines.append(f"| *geometric mean* | | | {means[0]} | {means[1]} | | | {means[2]} |")
     process, bare = report["processes"], report["bare_call"]
     lines += [
         "",
@@ -394,8 +395,11 @@ def _readme_large(result: Mapping[str, Any] | None) -> str:
 
 
 def _readme_small(result: Mapping[str, Any] | None) -> str:
-    timing = result["timings"].get(measure.OURS[0]) if result else None
-    return f"{_time(timing['median'])} | {_beside(result)}" if result and timing else "- | -"
+    if not result:
+        return "- | - | -"
+    found = (result["timings"].get(name) for name in (measure.OURS[0], measure.BOUND))
+    times = [_time(timing["median"]) if timing else "-" for timing in found]
+    return f"{' | '.join(times)} | {_beside(result)}"
 
 
 def _beside(result: Mapping[str, Any]) -> str:
@@ -409,13 +413,13 @@ def figures(report: Report) -> str:
         titles = [peer.title for peer in PEERS.values() if any(peer.title in result["peers"] for result in results)]
         lines += ["", f"## {shape}: {SHAPES.get(shape, 'a shape of its own')}", ""]
         ways = "".join(f" {title} |" for title in titles)
-        lines.append(f"| value and gradient | fastloss | one thread | over limit |{ways} speed-up |")
-        lines.append("|---|" + "---|" * (len(titles) + 4))
+        lines.append(f"| value and gradient | fastloss | bound | one thread | over limit |{ways} speed-up |")
+        lines.append("|---|" + "---|" * (len(titles) + 5))
         for result in results:
-            ours, alone = best(result), result["timings"].get(measure.ONE_THREAD)
-            times = [_time(timing["median"]) if timing else "-" for timing in (ours, alone)]
+            found = (best(result), *(result["timings"].get(name) for name in (measure.BOUND, measure.ONE_THREAD)))
+            times = [_time(timing["median"]) if timing else "-" for timing in found]
             times.append(_ratio(result["over_limit"]))
-            times += [_time(found["median"]) if (found := result["peers"].get(title)) else "" for title in titles]
+            times += [_time(peer["median"]) if (peer := result["peers"].get(title)) else "" for title in titles]
             lines.append(f"| {result['loss']} | {' | '.join(times)} | {_ratio(result['speedup'])} |")
     rejected = [
         f"* {title}, {result['loss']} {tuple(result['shape'])}: {reason}"
