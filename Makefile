@@ -26,7 +26,7 @@ test: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going $(ARGS)
 
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/fastloss bench --write-docs $(ARGS)
 
 # Everything that can be made again, but for .venv, which takes minutes.
