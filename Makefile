@@ -1,7 +1,7 @@
 # make demo    trains a small network on handwritten digits, and times its loss beside other libraries
 # make test    style, types and tests: what continuous integration runs
 # make docs    the documentation, docs/_build/html/index.html; warnings are errors
-# make bench   measures the figures of README.md and writes them there; run nothing beside it
+# make bench   measures the figures of README.md and docs/benchmarks.md and writes them there; run nothing beside it
 #
 # Each makes .venv where there is none and installs what it needs there; a stamp in .venv remembers that until
 # pyproject.toml changes. Another interpreter: make PYTHON=python3.13. Options: make demo ARGS="--epochs 10".
@@ -26,8 +26,8 @@ test: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going $(ARGS)
 
-bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/report.py --write-readme $(ARGS)
+bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
+	$(BIN)/fastloss bench --write-docs $(ARGS)
 
 # Everything that can be made again, but for .venv, which takes minutes.
 clean:

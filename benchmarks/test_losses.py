@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+from fastloss.bench.cases import LARGE, SMALL, cases, shapes
 
-import harness
+CASES = {case.label: case for case in cases()}
+RUNS = [
+    pytest.param(label, shape, id=f"{label}-{'x'.join(map(str, shape))}")
+    for label, case in CASES.items()
+    for shape in (shapes(case, (SMALL, LARGE))[0] or shapes(case, ())[0])
+]
 
-CASES = {label: (row, options) for label, row, options in harness.cases()}
 
-
-@pytest.mark.parametrize("shape", [(32, 10), (4096, 1000)], ids=["small", "large"])
-@pytest.mark.parametrize("label", list(CASES))
+@pytest.mark.parametrize(("label", "shape"), RUNS)
 def test_value_and_grad(benchmark, label, shape):
-    row, options = CASES[label]
-    y, p = harness.data(row, shape, "float32", options.get("from_logits", False))
-    loss = row.cls(**options)
+    y, p = CASES[label].inputs(shape, "float32")
+    loss = CASES[label].loss()
     benchmark.group = f"value and gradient, {shape}"
     benchmark(loss.value_and_grad, y, p, n_threads=1)

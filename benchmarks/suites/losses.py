@@ -1,4 +1,4 @@
-"""asv suites, driven by the registry of losses."""
+"""asv suites of this package's losses, driven by the registry: throughput, overhead, memory, compilation."""
 
 from __future__ import annotations
 
@@ -7,53 +7,74 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from fastloss.bench.cases import LARGE, cases, shapes
+from fastloss.bench.limits import limit
+from fastloss.bench.timing import interleave
+from fastloss.registry import BatchRow
 
-import harness
-
-CASES = {label: (row, options) for label, row, options in harness.cases()}
+EVERY = {case.label: case for case in cases()}
+OF_ELEMENTS = {label: case for label, case in EVERY.items() if not isinstance(case.row, BatchRow)}
 
 
 class Throughput:
-    """A value and gradient of a large batch, and the same bytes added up."""
+    """A value and gradient of a large batch: seconds, bytes of its arrays a second, and times the limit."""
 
-    params = ([*CASES, "limit: add loop"], ["float32", "float64"], [(4096, 1000), (1048576, 10)], [1, 2])
+    params = (list(OF_ELEMENTS), ["float32", "float64"], [LARGE, (1048576, 10)], [1, 2])
     param_names = ("loss", "dtype", "shape", "threads")
 
     def setup(self, label, dtype, shape, threads):
-        p = np.ones(shape, dtype)
-        out = np.empty_like(p)
-        if label.startswith("limit"):
-            if threads > 1:
-                raise NotImplementedError
-            add = harness.limits(dtype)["add"]
-            flat = p.reshape(-1)
-            self.call = lambda: add(flat, flat, out.reshape(-1))
-        else:
-            row, options = CASES[label]
-            y, p = harness.data(row, shape, dtype, options.get("from_logits", False))
-            loss = row.cls(**options)
-            self.call = lambda: loss.value_and_grad(y, p, out=out, n_threads=threads)
+        case = OF_ELEMENTS[label]
+        self.y, self.p = case.inputs(shape, dtype)
+        self.out = np.empty_like(self.p)
+        self.case, loss = case, case.loss()
+        self.call = lambda: loss.value_and_grad(self.y, self.p, out=self.out, n_threads=threads)
         self.call()
 
     def time_value_and_grad(self, label, dtype, shape, threads):
         self.call()
 
+    def track_gigabytes_a_second(self, label, dtype, shape, threads):
+        moved = self.y.nbytes + self.p.nbytes + self.out.nbytes
+        return moved / interleave({"loss": self.call}, rounds=10)["loss"].median / 1e9
+
+    track_gigabytes_a_second.unit = "GB/s"
+
+    def track_fraction_of_limit(self, label, dtype, shape, threads):
+        bound = limit(self.case, self.y, self.p, self.out)
+        timings = interleave({"loss": self.call, **bound.contestants}, rounds=10)
+        return bound.read(timings)["seconds"] / timings["loss"].median
+
+    track_fraction_of_limit.unit = "of the limit on one thread"
+
+
+class Whole:
+    """A value and gradient of boxes, sequences and whole batches, each in its own shape."""
+
+    params = ([label for label in EVERY if label not in OF_ELEMENTS], [1, 2])
+    param_names = ("loss", "threads")
+
+    def setup(self, label, threads):
+        ((shape,), _) = shapes(EVERY[label], ())
+        self.y, self.p = EVERY[label].inputs(shape, "float32")
+        self.loss = EVERY[label].loss()
+        self.loss.value_and_grad(self.y, self.p, n_threads=threads)
+
+    def time_value_and_grad(self, label, threads):
+        self.loss.value_and_grad(self.y, self.p, n_threads=threads)
+
 
 class Overhead:
     """A whole call on a batch so small that its arithmetic hardly counts."""
 
-    params = (list(CASES), [1, 8, 64])
+    params = (list(OF_ELEMENTS), [1, 2, 4, 8, 16, 32, 64])
     param_names = ("loss", "samples")
 
     def setup(self, label, samples):
-        row, options = CASES[label]
-        self.y, self.p = harness.data(row, (samples, 10), "float32", options.get("from_logits", False))
-        self.loss = row.cls(**options)
+        self.y, self.p = OF_ELEMENTS[label].inputs((samples, 10), "float32")
+        self.loss = OF_ELEMENTS[label].loss()
         self.loss(self.y, self.p)
         self.loss.value_and_grad(self.y, self.p)
 
@@ -67,13 +88,14 @@ class Overhead:
 class Memory:
     """What NumPy allocates beyond the gradient."""
 
-    params = (list(CASES),)
+    params = (list(EVERY),)
     param_names = ("loss",)
 
     def track_extra_bytes(self, label):
-        row, options = CASES[label]
-        y, p = harness.data(row, (4096, 1000), "float32", options.get("from_logits", False))
-        loss = row.cls(**options)
+        case = EVERY[label]
+        (shape, *_) = shapes(case, (LARGE,))[0] or shapes(case, ())[0]
+        y, p = case.inputs(shape, "float32")
+        loss = case.loss()
         loss.value_and_grad(y, p)
         tracemalloc.start()
         loss.value_and_grad(y, p)
@@ -92,18 +114,19 @@ class Compilation:
     number = 1
     repeat = 3
     warmup_time = 0
-    params = (["MeanSquaredError", "LogCosh"],)
+    params = (["mean_squared_error", "log_cosh", "sparse_categorical_crossentropy, from logits"],)
     param_names = ("loss",)
 
-    def setup(self, name):
+    def setup(self, label):
         self.folder = tempfile.TemporaryDirectory()
         self.script = (
-            "import numpy as np, fastloss; a = np.ones((8, 8), 'float32'); "
-            f"fastloss.losses.{name}().value_and_grad(a, a)"
+            "from fastloss.bench.cases import cases; "
+            f"case = next(case for case in cases() if case.label == {label!r}); "
+            "case.loss().value_and_grad(*case.inputs((8, 8), 'float32'))"
         )
         self.run(self.folder.name)
 
-    def teardown(self, name):
+    def teardown(self, label):
         self.folder.cleanup()
 
     def run(self, folder):
@@ -111,8 +134,8 @@ class Compilation:
             [sys.executable, "-c", self.script], check=True, env={**os.environ, "FASTLOSS_CACHE_DIR": folder}
         )
 
-    def time_cold(self, name):
+    def time_cold(self, label):
         self.run("")
 
-    def time_warm(self, name):
+    def time_warm(self, label):
         self.run(self.folder.name)

@@ -6,7 +6,9 @@ runs, within `_extra`, so that ``fastloss --help`` is quick and a missing librar
 
 from __future__ import annotations
 
+import difflib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +45,87 @@ def demo(
     digits_demo.run(digits, directory, epochs, seed, batch_size)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo,)
+def bench(
+    loss: Annotated[
+        list[str] | None, typer.Option(help="Identifier of a loss; may be repeated. By default all.", metavar="NAME")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Of predictions, like 4096,1000; may be repeated.", metavar="ROWS,COLUMNS")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Who is compared; may be repeated. By default all.", metavar="NAME")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="For everybody. [default: 2]")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each gets at most. [default: 20]")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few losses, shapes and rounds; no torch.compile.")] = False,
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Where all figures go.")] = None,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where a plot goes, as PNG.")] = None,
+    write_docs: Annotated[
+        bool, typer.Option("--write-docs", help="Write README.md and docs/benchmarks.md, in a copy of the repository.")
+    ] = False,
+) -> None:
+    """Time losses beside other libraries and the machine's limit."""
+    with _extra("bench"):
+        from rich.console import Console
+
+        from fastloss.bench import cases, machine, measure, peers, report
+
+    # All that can be wrong is asked before anything is measured.
+    known, everybody = report.known(), set(peers.PEERS)
+    names = _chosen("--loss", loss, known) or (cases.QUICK if quick else ())
+    if dtype not in ("float32", "float64"):
+        raise typer.BadParameter(f"must be float32 or float64, got {dtype!r}", param_hint="'--dtype'")
+    threads = threads or min(2, machine.cores())
+    if threads > machine.cores():
+        message = f"{threads} is more than the {machine.cores()} cores that this process may use."
+        raise typer.BadParameter(message, param_hint="'--threads'")
+    sizes = tuple(_shape(text) for text in shape or ()) or ((cases.SMALL, cases.LARGE) if quick else ())
+    others = _chosen("--peer", peer, everybody) or tuple(
+        name for name in peers.PEERS if not (quick and name == "torch-compile")
+    )
+    for path in (json, plot):
+        if path is not None and not path.parent.is_dir():
+            _fail(f"cannot write to {path}: there is no folder {path.parent}", code=1)
+    if write_docs:
+        try:
+            report.check_docs(Path())
+        except ValueError as error:
+            _fail(f"--write-docs: {error}", code=1)
+
+    machine.prepare(threads, dtype)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    turns = rounds or (5 if quick else 20)
+    found = report.run(console, names, sizes, dtype, threads, turns, others)
+    if write_docs:
+        found["processes"], found["bare_call"] = measure.processes(max(3, turns // 2)), measure.bare_call(turns)
+    report.show(console, found, details=bool(loss))
+    if json is not None:
+        report.write_json(found, json)
+    if plot is not None:
+        report.plot(found, plot)
+    if write_docs:
+        report.write_docs(found, Path())
+
+
+def _chosen(option: str, given: list[str] | None, known: set[str]) -> tuple[str, ...]:
+    """What was asked for, if there is such a thing."""
+    for name in given or ():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3) or sorted(known)
+            raise typer.BadParameter(f"{name!r} is unknown; there is {', '.join(close)}.", param_hint=f"'{option}'")
+    return tuple(dict.fromkeys(given or ()))
+
+
+def _shape(text: str) -> tuple[int, int]:
+    """Rows and columns."""
+    found = re.fullmatch(r"([1-9]\d*)[,x]([1-9]\d*)", text.replace(" ", ""))
+    if found is None:
+        raise typer.BadParameter(f"must be two positive numbers like 4096,1000, got {text!r}", param_hint="'--shape'")
+    return int(found[1]), int(found[2])
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (demo, bench)
 
 
 def main() -> None:
