@@ -346,8 +346,6 @@ class Loss:
 
     def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
         """The class of each sample, for class weights."""
-        if shape == ():
-            raise ValueError(f"`class_weight` needs a loss a sample, but {type(self).__name__} gave one for all")
         return class_labels(y.reshape(math.prod(shape), -1)).reshape(shape)
 
     def _evaluate(
@@ -380,6 +378,8 @@ class Loss:
         if losses.dtype.kind != "f":
             raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
         if class_weight is not None:
+            if losses.shape == ():
+                raise ValueError(f"`class_weight` needs a loss a sample, but {type(self).__name__} gave one for all")
             labels = self._labels(y, losses.shape)
             weight = times(reductions.class_weights(class_weight, labels, compute), weight)
         if counted is not None:
