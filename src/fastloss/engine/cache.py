@@ -16,6 +16,7 @@ import os
 import pickle
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,15 @@ def load(name: str, key: str) -> Any | None:
         return None
     except Exception:  # Numba's internals or the file are not what they were: compile instead.
         return None
+
+
+def obtain(name: str, key: str, make: Callable[[], Any]) -> Any:
+    """The stored compile result of that key, or the one that `make` returns, which is stored then."""
+    result = load(name, key)
+    if result is None:
+        result = make()
+        save(name, key, result)
+    return result
 
 
 def save(name: str, key: str, result: Any) -> None:

@@ -45,11 +45,7 @@ def key(variant: Variant) -> str:
 def compiled(variant: Variant) -> Compiled:
     """The machine code of `variant`: from memory, else from disk, else compiled now and stored."""
     with _lock:
-        name, text = variant.kernel.name, key(variant)
-        result = disk.load(name, text)
-        if result is None:
-            result = _compile(variant)
-            disk.save(name, text, result)
+        result = disk.obtain(variant.kernel.name, key(variant), lambda: _compile(variant))
         return Compiled(result.entry_point, result)
 
 

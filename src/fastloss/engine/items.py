@@ -73,10 +73,7 @@ def _compiled(
 ) -> Callable[..., None]:
     with _lock:
         key = repr(("items", kernel.name, dtype.name, types, parallel))
-        result = disk.load(kernel.name, key)
-        if result is None:
-            result = _compile(kernel, dtype, types, parallel)
-            disk.save(kernel.name, key, result)
+        result = disk.obtain(kernel.name, key, lambda: _compile(kernel, dtype, types, parallel))
         entry: Callable[..., None] = result.entry_point
         _alive.append(result)
         return entry
