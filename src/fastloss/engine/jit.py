@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numba
 from llvmlite import ir
 from numba import extending
+from numba.core.compiler import Compiler
 
 # Numba's annotations lack some of its options, and that an intrinsic takes one argument less than its function.
 njit: Any = numba.njit
@@ -56,6 +57,27 @@ def inner_loop(function: F) -> F:
     """Compile a loop that a driver inlines."""
     compiled: F = njit(**LOOP_FLAGS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return compiled
+
+
+def vector_loop(function: F) -> F:
+    """Compile a loop over elements, none of whose array arguments overlaps another one that is written.
+
+    LLVM believes that, so it neither tests for overlaps at every entry nor gives a loop up that would need many tests
+    (more than eight), nor does a short loop run element by element because two buffers happen to be neighbours. An
+    array that is read and written must be one argument.
+    """
+    compiled: F = njit(
+        **LOOP_FLAGS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Distinct
+    )(function)
+    return compiled
+
+
+class _Distinct(Compiler):  # type: ignore[misc]
+    """Numba's compiler, with the flag that its decorators do not offer: no array argument overlaps another one."""
+
+    def __init__(self, typingctx, targetctx, library, args, return_type, flags, locals):  # type: ignore[no-untyped-def]
+        flags.noalias = True
+        super().__init__(typingctx, targetctx, library, args, return_type, flags, locals)
 
 
 def item(function: F) -> F:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastloss.engine import threads
 from fastloss.engine.compile import compiled
-from fastloss.engine.variant import FEW_ROWS, FLAT_COLUMNS, LONG_ROW, SHORT_ROW, UNIT_ELEMENTS, Variant
+from fastloss.engine.variant import CELLS, FEW_ROWS, FLAT_COLUMNS, LONG_ROW, SHORT_ROW, UNIT_ELEMENTS, Form, Variant
 
 NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "pow": 3.0, "memory": 0.25}
 """About what an element costs on one thread: enough to tell when a second one pays."""
@@ -19,13 +19,25 @@ ROW_NANOSECONDS = 40.0
 """What a row of a rowwise loss costs besides its elements."""
 
 
+def _form(variant: Variant, rows: int, columns: int) -> Form:
+    """How the loops of `variant` are to go over data of this shape."""
+    if variant.kernel.shape == "rowwise":
+        if variant.kernel.divisible and rows < FEW_ROWS and columns >= LONG_ROW:
+            return "long"
+        # Of less than a tile, the call is what takes time, and the simpler form compiles in half of it.
+        return "columns" if columns <= SHORT_ROW and rows * columns >= CELLS else "rows"
+    if not (variant.weighted or variant.masked or variant.values) or variant.vector or columns > SHORT_ROW:
+        return "rows"
+    return "elements" if columns == 1 else "cells"
+
+
 class Launch:
     """A kernel bound to the shape of its data.
 
     Parameters
     ----------
     variant : Variant
-        Without ``short`` and ``parallel``, which are chosen here.
+        Without ``form`` and ``parallel``, which are chosen here.
     rows, columns : int
         The shape of the data.
     params : iterable of float
@@ -37,19 +49,18 @@ class Launch:
     def __init__(self, variant: Variant, rows: int, columns: int, params: Iterable[float]) -> None:
         pointwise = variant.kernel.shape == "pointwise"
         elements = rows * columns
+        form = _form(variant, rows, columns)
         if pointwise and not (variant.weighted or variant.masked or variant.values or variant.vector):
             columns = FLAT_COLUMNS
-        elif pointwise:
-            variant = replace(variant, short=columns <= SHORT_ROW and not variant.vector)
-        elif variant.kernel.divisible and rows < FEW_ROWS and columns >= LONG_ROW:
-            variant = replace(variant, long=True)
-        self.variant = variant
+        self.variant = replace(variant, form=form)
         self.columns = columns
         self.rows_per_unit = max(1, UNIT_ELEMENTS // max(1, columns))
-        self.units = columns // UNIT_ELEMENTS if variant.long else -(-elements // max(1, columns * self.rows_per_unit))
+        self.units = (
+            columns // UNIT_ELEMENTS if form == "long" else -(-elements // max(1, columns * self.rows_per_unit))
+        )
         self.work = elements * (NANOSECONDS["memory"] + sum(NANOSECONDS[call] for call in variant.kernel.calls))
         if not pointwise:
-            self.work += rows * ROW_NANOSECONDS
+            self.work += rows * (ROW_NANOSECONDS if form == "rows" else 0.0)
         # Never empty: a kernel without parameters has the same argument types as one with.
         self.params = np.array([*params, 0.0], variant.dtype)
         self._serial: Callable[..., tuple[float, int]] | None = None

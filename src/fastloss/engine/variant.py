@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fastloss.kernels.definition import Kernel
 
@@ -16,16 +17,21 @@ UNIT_ELEMENTS = 8 * CHUNK
 """About how many elements a unit has: 1-10 µs of work, against 0.1 µs for its share of the parallel loop."""
 
 CELLS = 1024
-"""Elements that the short-row driver treats at once; its tiles stay in the first-level cache."""
+"""Elements of short rows that are treated at once; their tiles stay in the first-level cache."""
+
+LANES = 16
+"""Rows that are treated side by side come in multiples of this, where there are so many: a vector of AVX-512."""
 
 SHORT_ROW = 32
-"""Rows up to this length take the short-row driver."""
-
+"""Rows up to this length are treated many at once."""
 
 LONG_ROW = 4 * UNIT_ELEMENTS
 """Rows from this length on are divided, where there are fewer than `FEW_ROWS`."""
 
 FEW_ROWS = 16
+
+Form = Literal["rows", "elements", "cells", "columns", "long"]
+"""How the loops go over the data: see `fastloss.engine.drivers`."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,13 @@ class Variant:
         Storage codes of targets, predictions and gradient.
     outputs : int
         0 for the value alone, 1 with the gradient, 2 with the diagonal Hessian too.
-    weighted, masked, values, in_place, index, smooth, vector, short, long, parallel : bool
+    weighted, masked, values, in_place, index, smooth, vector : bool
         Per-row weights; a per-row mask; per-row values are written; the gradient overwrites the predictions; the
-        targets are class indices; they are smoothed; the one parameter differs by column; rows are short; rows are
-        few and long; compiled for several threads.
+        targets are class indices; they are smoothed; the one parameter differs by column.
+    form : {"rows", "elements", "cells", "columns", "long"}
+        How the loops go over the data.
+    parallel : bool
+        Compiled for several threads.
     """
 
     kernel: Kernel
@@ -61,6 +70,5 @@ class Variant:
     index: bool = False
     smooth: bool = False
     vector: bool = False
-    short: bool = False
-    long: bool = False
+    form: Form = "rows"
     parallel: bool = False
