@@ -628,7 +628,7 @@ def test_other_errors():
 def test_plain_python_stays_within_its_arrays(table, monkeypatch):
     """The kernel without compilation, where NumPy checks every index; with a table of all frames, and in segments."""
     monkeypatch.setattr(sequence, "TABLE_BYTES", table)
-    item = kernels.ctc.factory(Toolbox(np.dtype(np.float64), compiled=False))
+    item = kernels.ctc.factory(Toolbox(np.dtype(np.float64), compiled=False), "f8", "f8")
     for frames, columns in ((5, 3), (7, 7), (17, 8), (20, 9)):
         y, z, _, _ = problem(25, batch=2, frames=frames, columns=columns)
         y[:, 1:] = np.where(y[:, 1:] == y[:, :-1], y[:, 1:] % 3 + 1, y[:, 1:])
@@ -638,7 +638,7 @@ def test_plain_python_stays_within_its_arrays(table, monkeypatch):
         lengths = np.full(2, frames), np.full(2, columns)
         with np.errstate(all="ignore"):
             for i in range(2):
-                item(i, z, y, *lengths, np.ones(2, np.uint8), value, gradient, True, 0, False)
+                item(i, z, gradient, y, *lengths, np.ones(2, np.uint8), value, np.ones(2), True, 0, False)
         np.testing.assert_allclose(value, want[0], rtol=1e-13)
         np.testing.assert_allclose(gradient, want[1], rtol=1e-12, atol=1e-14)
 
@@ -696,9 +696,10 @@ def test_recursions_are_packed():
 
     flat, plane, cube = np.empty(1, "f4"), np.empty((1, 1), np.int64), np.empty((1, 1, 1), "f4")
     lengths, valid = np.empty(1, np.int64), np.empty(1, np.uint8)
-    arguments = (cube, plane, lengths, lengths, valid, flat, cube, True, 0, False)
-    types = tuple(_kind(argument) for argument in arguments)
-    assembly = _compile(kernels.ctc, np.dtype(np.float32), types, False).library.get_asm_str()
+    arguments = (cube, cube, plane, lengths, lengths, valid, flat, flat, True, 0, False)
+    dtype = np.dtype(np.float32)
+    types = tuple(_kind(argument, dtype) for argument in arguments)
+    assembly = _compile(kernels.ctc, dtype, types, False).library.get_asm_str()
     packed = [line for line in assembly.splitlines() if "vpslld" in line and "%ymm" in line]
     assert len(packed) >= 12  # 5 terms and an exponential in each direction
     assert "expf" not in assembly

@@ -14,7 +14,7 @@ TABLE_BYTES = 1 << 20
 
 
 @itemwise
-def ctc(xp):
+def ctc(xp, logits_code, gradient_code):
     """The forward and backward recursions of one sequence (Graves et al. 2006), softmax and gradient included.
 
     With q_t(c) = exp(z_tc - max z_t), a path through the states "blank before label k" and "label k" has the weight
@@ -45,8 +45,13 @@ def ctc(xp):
 
     Without a gradient two rows suffice. Otherwise A is kept for all frames where that takes no more than `TABLE_BYTES`;
     beyond, only for each √T-th, and the frames between are computed again, √T at a time.
+
+    Logits and gradient are stored in any format, and the gradient may overwrite the logits: that of a frame is put
+    together in a row of its own, the softmax being computed again, and written once, when nothing needs the frame's
+    logits any more.
     """
     real = xp.type
+    load, store = xp.load(logits_code), xp.store(gradient_code)
     lanes = 64 // xp.dtype.itemsize
     zero, one, empty, nan = xp.consts(0.0, 1.0, -np.inf, np.nan)
     ln2 = np.log(2.0)
@@ -136,17 +141,18 @@ def ctc(xp):
         for t in range(first, end):
             g = gradient[i, t]
             for c in range(g.size):
-                g[np.uintp(c)] = value
+                store(g, c, value)
 
     def item(
         i,
         logits,
+        gradient,
         labels,
         input_lengths,
         label_lengths,
         valid,
         losses,
-        gradient,
+        flows,
         with_gradient,
         blank,
         zero_infinity,
@@ -156,8 +162,10 @@ def ctc(xp):
         losses[i] = zero
         if valid[i] == 0:
             frames = 0
+        flow = zero
         if with_gradient:
-            fill(gradient, i, frames, logits.shape[1], zero)
+            flow = flows[i]
+            fill(gradient, i, frames, logits.shape[1], zero if valid[i] == 0 else zero * flow)
         if valid[i] == 0:
             return
 
@@ -173,8 +181,9 @@ def ctc(xp):
         s = np.empty((depth + 1) * row, real)
         starts = np.empty(segments * 4 * width if segments > 1 else 0, real)
         tops = np.empty(frames, real)
+        scales = np.empty(frames, real)
         shares = np.empty(2 * width, real)
-        spare = np.empty(0 if with_gradient else classes, real)
+        q = np.empty(classes, real)
         skip = np.empty(width + 1, real)
         for k in range(width + 1):
             skip[k] = empty
@@ -202,19 +211,16 @@ def ctc(xp):
                 z = logits[i, t]
                 if turn == 0:
                     top = empty
+                    # In a row of its own, so that the loop that sums has the same code for every format.
                     for c in range(classes):
-                        top = xp.greatest(top, z[np.uintp(c)])
+                        z_c = load(z, c)
+                        q[np.uintp(c)] = z_c
+                        top = xp.greatest(top, z_c)
                     tops[t] = top
-                    g = gradient[i, t] if with_gradient else spare
                     q_sum = zero
                     for c in range(classes):
-                        q = xp.exp_nonpositive(z[np.uintp(c)] - top)
-                        g[np.uintp(c)] = q
-                        q_sum += q
-                    if with_gradient:
-                        scale = one / q_sum
-                        for c in range(classes):
-                            g[np.uintp(c)] *= scale
+                        q_sum += xp.exp_nonpositive(q[np.uintp(c)] - top)
+                    scales[t] = one / q_sum
                     total *= q_sum
                     if total > large:
                         total /= large
@@ -233,10 +239,10 @@ def ctc(xp):
                     clear(s, before, width, min(count, t - 1) // lanes * lanes + lanes, stop)
                 place = last + 4 * width
                 for k in range(start, min(stop, count)):
-                    s[np.uintp(place + k)] = z[np.uintp(sequence[np.uintp(k)])] - tops[t]
+                    s[np.uintp(place + k)] = load(z, sequence[np.uintp(k)]) - tops[t]
                 for k in range(max(start, count), stop):
                     s[np.uintp(place + k)] = empty
-                forward(s, before, last, width, skip, start, stop, z[blank] - tops[t])
+                forward(s, before, last, width, skip, start, stop, load(z, blank) - tops[t])
                 s[last + width + start - 1] = one
                 s[last + 3 * width + start - 1] = empty
 
@@ -249,7 +255,7 @@ def ctc(xp):
                 if (total != total) | (n_all == empty):
                     losses[i] = nan if total != total else zero if zero_infinity else -empty
                     if with_gradient:
-                        fill(gradient, i, 0, frames, nan if total != total else zero)
+                        fill(gradient, i, 0, frames, (nan if total != total else zero) * flow)
                     return
                 m_all = s[last + count] * xp.power_of_two(s[last + 2 * width + count] - n_all)
                 m_all += s[last + width + count - 1] * xp.power_of_two(s[last + 3 * width + count - 1] - n_all)
@@ -271,17 +277,22 @@ def ctc(xp):
                 after, now = (t + 1) % 2 * 4 * span, t % 2 * 4 * span
                 clear(b, after, span, start, written)
                 at = (t - first + 1) * row
-                z_blank = logits[i, t, blank] - tops[t]
+                z, top, scale = logits[i, t], tops[t], scales[t]
+                z_blank = load(z, blank) - top
                 backward(s, at, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares)
                 written = start
                 b[now + stop] = b[now + span + stop] = one
                 b[now + 2 * span + stop] = b[now + 3 * span + stop] = empty
-                g = gradient[i, t]
+                for c in range(classes):
+                    q[np.uintp(c)] = xp.exp_nonpositive(load(z, c) - top) * scale
                 at_blank = zero
                 for k in range(start, stop):
                     at_blank += shares[np.uintp(k)]
-                g[blank] -= at_blank
+                q[blank] -= at_blank
                 for k in range(low, min(high + 1, count)):
-                    g[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+                    q[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+                g = gradient[i, t]
+                for c in range(classes):
+                    store(g, c, q[np.uintp(c)] * flow)
 
     return item
