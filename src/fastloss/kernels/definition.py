@@ -38,7 +38,8 @@ class RowFunctions(NamedTuple):
     ----------
     pivot : {"max", "sum", "score", "simplex", "none"}
         How the first stage reduces the row to one number ``m``: the largest prediction, the sum of predictions, the
-        largest `score`, the number whose excess over it sums to one, 0.
+        largest `score`, the number whose excess over it sums to one (a pair: the largest prediction, and what to add),
+        0.
     gather : callable
         ``gather(t, p, m) -> (kept, a, b, c)``. The sums of ``a``, ``b`` and ``c`` over the row go to `finish`.
     finish : callable

@@ -254,6 +254,7 @@ class CTC(Loss):
                 losses,
                 reduction.flow((batch,), goal.compute),
                 outputs > 0,
+                outputs > 0 and gradient.dtype == goal.compute and not arrays.same_memory(gradient, p),
                 self.blank,
                 self.zero_infinity,
             ),
