@@ -48,8 +48,8 @@ def ctc(xp, logits_code, gradient_code):
 
     **Storage.** Logits and gradient are stored in any format, and the gradient may overwrite the logits: a frame's is
     put together in a row of its own and written once, when nothing needs the frame's logits any more. Where its memory
-    is free until then and takes q_t unrounded (`keeps`), q_t waits there; else it is computed again, which makes value
-    and gradient of 5000 classes take 3.2 instead of 2.6 ms.
+    is free until then and takes q_t unrounded (`keeps`), q_t waits there; else it is computed again: value and gradient
+    of 5000 classes take 3.2 instead of 2.6 ms then.
     """
     real = xp.type
     load, load_kept, store = xp.load(logits_code), xp.load(gradient_code), xp.store(gradient_code)

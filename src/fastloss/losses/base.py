@@ -375,6 +375,7 @@ class Loss:
         y, p = self._inputs(targets, predictions, compute)
 
         def resolve(shape: tuple[int, ...], counted: Array | None = None) -> Reduction:
+            """What is to be done with losses of this shape."""
             weights, mask = weight, valid
             if class_weight is not None:
                 if shape == ():
@@ -403,7 +404,10 @@ class Loss:
     def _run(
         self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None, goal: Goal
     ) -> tuple[Array, Reduction, Array | None]:
-        """Per-sample losses, what is done with them, and the gradient of the result, if `outputs` asks for it."""
+        """Per-sample losses, what is done with them, and the gradient of the result, if `outputs` asks for it.
+
+        To be overridden by a loss that writes that gradient itself, as the goal wants it.
+        """
         losses, slope, counted = self._compute(y, p, valid, outputs, n_threads)
         losses = np.asarray(losses)
         if losses.dtype.kind != "f":
