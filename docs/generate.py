@@ -88,7 +88,7 @@ def aliases(row: Row | BatchRow) -> list[str]:
 
 def has_gradient(cls: type[Loss]) -> bool:
     """Whether `value_and_grad` is defined: by a kernel, by what a class overrides."""
-    overridden = cls.call_with_grad is not Loss.call_with_grad or cls._compute is not Loss._compute
+    overridden = any(getattr(cls, name) is not getattr(Loss, name) for name in ("call_with_grad", "_compute", "_run"))
     return issubclass(cls, KernelLoss) or overridden
 
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import tracemalloc
 import warnings
 
 import llvmlite.binding as llvm
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
 
 import fastloss
 from fastloss import kernels, losses
+from fastloss.engine import items
 from fastloss.engine.toolbox import Toolbox
 from fastloss.kernels import sequence
 from fastloss.losses import CTC, ctc
 from fastloss.registry import BATCH_LOSSES
+from reference import assert_same_bits
 
 REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none", None)
 
@@ -496,6 +500,68 @@ def test_layouts_and_dtypes_of_predictions():
     assert CTC(dtype="float16")(y, z).dtype == np.float16
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("table", ["table", "segments"])
+def test_gradient_over_the_predictions(dtype, table):
+    """The same bits as beside them: what a frame's gradient needs is read before it is written."""
+    frames, columns, classes = {"table": (40, 9, 37), "segments": (900, 200, 6)}[table]
+    y, z, steps, counts = problem(27, batch=4, frames=frames, columns=columns, classes=classes, dtype=dtype)
+    z[2, 1, 1] = np.nan
+    y[3], counts[3], steps[3] = 1, columns, columns  # no alignment
+    mask, weight = np.array([True, False, True, True]), np.array([0.3, 1.0, -2.0, 1.7], np.float32)
+    lengths = {"input_lengths": steps, "label_lengths": counts}
+    value, gradient = CTC("none").value_and_grad(y, z, weight, mask=mask, **lengths)
+    assert np.isnan(gradient[2, : steps[2]].astype(float)).all()
+    assert not gradient[[1, 3]].any()
+    assert gradient[0, : steps[0]].any()
+    if z.itemsize == 2:
+        wide_value, wide = CTC("none").value_and_grad(y, z.astype(np.float32), weight, mask=mask, **lengths)
+        assert_same_bits(value, wide_value)
+        assert_same_bits(gradient.astype(np.float32), wide.astype(dtype).astype(np.float32))
+    for n_threads in (1,) if z.itemsize == 2 else (1, 2):
+        own = z.copy()
+        again, over = CTC("none").value_and_grad(y, own, weight, mask=mask, out=own, n_threads=n_threads, **lengths)
+        assert over is own
+        assert_same_bits(again, value)
+        assert over.tobytes() == gradient.tobytes()
+
+
+def test_compute_dtype_other_than_that_of_the_predictions():
+    y, p, steps, counts = problem(28, dtype=np.float32)
+    lengths = {"input_lengths": steps, "label_lengths": counts}
+    value, gradient = CTC("sum", dtype="float64").value_and_grad(y, p, **lengths)
+    want, slope = CTC("sum").value_and_grad(y, p.astype(np.float64), **lengths)
+    assert_same_bits(value, want)
+    assert_same_bits(gradient, slope.astype(np.float32))
+    CTC("sum", dtype="float64").value_and_grad(y, p, out=p, **lengths)
+    assert_same_bits(p, gradient)
+    integers = np.rint(8 * p).astype(np.int32)
+    for a, b in zip(value_and_grad(y, integers), value_and_grad(y, integers.astype(np.float32)), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_no_copy_of_the_predictions():
+    """A gradient beside half-precision logits takes its own memory, one over them none."""
+    y, z, _, _ = problem(29, batch=50, frames=40, classes=500, dtype=np.float32)
+    for dtype, over in ((np.float16, False), (np.float16, True), (ml_dtypes.bfloat16, True), (np.float32, True)):
+        p = z.astype(dtype)
+        out = p if over else None
+        CTC().value_and_grad(y, p, out=out, n_threads=1)
+        tracemalloc.start()
+        try:
+            CTC().value_and_grad(y, p, out=out, n_threads=1)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < (0 if over else p.nbytes) + 200_000, (dtype, over)
+
+
+def test_kernels_that_read_no_half_precision_refuse_it():
+    half = np.zeros(4, np.float16)
+    with pytest.raises(TypeError, match=r"giou_gradient .* half precision"):
+        items.run(kernels.giou_gradient, np.dtype(np.float32), 1, (half,) * 4, 0.0, 1)
+
+
 def test_config_round_trip_and_identifiers():
     loss = CTC("sum", "mine", "float64", blank=2, zero_infinity=True)
     config = losses.serialize(loss)
@@ -628,7 +694,7 @@ def test_other_errors():
 def test_plain_python_stays_within_its_arrays(table, monkeypatch):
     """The kernel without compilation, where NumPy checks every index; with a table of all frames, and in segments."""
     monkeypatch.setattr(sequence, "TABLE_BYTES", table)
-    item = kernels.ctc.factory(Toolbox(np.dtype(np.float64), compiled=False))
+    item = kernels.ctc.factory(Toolbox(np.dtype(np.float64), compiled=False), "f8", "f8")
     for frames, columns in ((5, 3), (7, 7), (17, 8), (20, 9)):
         y, z, _, _ = problem(25, batch=2, frames=frames, columns=columns)
         y[:, 1:] = np.where(y[:, 1:] == y[:, :-1], y[:, 1:] % 3 + 1, y[:, 1:])
@@ -638,7 +704,7 @@ def test_plain_python_stays_within_its_arrays(table, monkeypatch):
         lengths = np.full(2, frames), np.full(2, columns)
         with np.errstate(all="ignore"):
             for i in range(2):
-                item(i, z, y, *lengths, np.ones(2, np.uint8), value, gradient, True, 0, False)
+                item(i, z, gradient, y, *lengths, np.ones(2, np.uint8), value, np.ones(2), True, True, 0, False)
         np.testing.assert_allclose(value, want[0], rtol=1e-13)
         np.testing.assert_allclose(gradient, want[1], rtol=1e-12, atol=1e-14)
 
@@ -696,9 +762,10 @@ def test_recursions_are_packed():
 
     flat, plane, cube = np.empty(1, "f4"), np.empty((1, 1), np.int64), np.empty((1, 1, 1), "f4")
     lengths, valid = np.empty(1, np.int64), np.empty(1, np.uint8)
-    arguments = (cube, plane, lengths, lengths, valid, flat, cube, True, 0, False)
-    types = tuple(_kind(argument) for argument in arguments)
-    assembly = _compile(kernels.ctc, np.dtype(np.float32), types, False).library.get_asm_str()
+    arguments = (cube, cube, plane, lengths, lengths, valid, flat, flat, True, True, 0, False)
+    dtype = np.dtype(np.float32)
+    types = tuple(_kind(argument, dtype) for argument in arguments)
+    assembly = _compile(kernels.ctc, dtype, types, False).library.get_asm_str()
     packed = [line for line in assembly.splitlines() if "vpslld" in line and "%ymm" in line]
     assert len(packed) >= 12  # 5 terms and an exponential in each direction
     assert "expf" not in assembly

@@ -236,8 +236,7 @@ def test_large_batches_are_right_and_the_same_on_any_number_of_threads(row, para
             label = f"y_pred {shape}, reduction={reduction}, {sorted(call)}"
             value, gradient = loss.value_and_grad(y_true, y_pred, **call, n_threads=1)
             want = reference.loss(row.name, y_true, y_pred, **call, reduction=reduction, dtype=dtype, **params)
-            # Scores that lie close together in long rows (sparsemax) lose two digits in float32.
-            assert_close(value, want, label, rtol=1e-4 if row.domain == "scores" else None)
+            assert_close(value, want, label)
             alone = loss(y_true, y_pred, **call, n_threads=1) if thorough else None
             if thorough:
                 assert_last_digits(alone, value, label)

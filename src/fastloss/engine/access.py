@@ -123,8 +123,8 @@ def fetch(array, start, stop):
 
 
 @cache
-def load(dtype: np.dtype[Any], code: str) -> Callable[[Any, int], Any]:
-    """``load(array, i)``, converting to `dtype`."""
+def load(dtype: np.dtype[Any], code: str, decorate: Callable[[Any], Any] = jit.scalar) -> Callable[[Any, int], Any]:
+    """``load(array, i)``, converting to `dtype`; compiled for half precision, else as `decorate` makes it."""
     convert = dtype.type
     if code == "f2":
 
@@ -141,12 +141,14 @@ def load(dtype: np.dtype[Any], code: str) -> Callable[[Any, int], Any]:
         def read(array, i):
             return convert(array[np.uintp(i)])
 
+        return decorate(read)  # type: ignore[no-any-return]
+
     return jit.scalar(read)
 
 
 @cache
-def store(code: str) -> Callable[[Any, int, Any], None]:
-    """``store(array, i, value)``, rounding to nearest, ties to even."""
+def store(code: str, decorate: Callable[[Any], Any] = jit.scalar) -> Callable[[Any, int, Any], None]:
+    """``store(array, i, value)``, rounding to nearest, ties to even; compiled as `load` is."""
     if code == "f2":
 
         def write(array, i, value):
@@ -161,5 +163,7 @@ def store(code: str) -> Callable[[Any, int, Any], None]:
 
         def write(array, i, value):
             array[np.uintp(i)] = value
+
+        return decorate(write)  # type: ignore[no-any-return]
 
     return jit.scalar(write)

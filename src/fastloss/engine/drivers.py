@@ -859,13 +859,13 @@ def _pivot(variant: Variant, xp: Any, pivot: str, score: Any) -> Callable[..., A
     inner_largest = jit.vector_loop(largest)
 
     def simplex(y, p, scratch, start, stop, params):
-        """The threshold of the projection on the simplex.
+        """The largest prediction, and the threshold of the projection on the simplex less that: their sum loses digits.
 
-        It is at least the largest prediction less one, so the few above that are all that must be sorted.
+        The threshold is at least the largest prediction less one, so the few above that are all that must be sorted.
         """
         m = inner_largest(y, p, scratch, start, stop, params)
         if not abs(m) < infinity:
-            return nan
+            return nan, nan
         count = 0
         for i in range(start, stop):
             z = load_p(p, i) - m
@@ -882,7 +882,7 @@ def _pivot(variant: Variant, xp: Any, pivot: str, score: Any) -> Callable[..., A
                 break
             total += z
             threshold = (total - 1.0) / k
-        return compute(m + threshold)
+        return m, compute(threshold)
 
     return jit.inner_loop(
         {"none": none, "max": largest, "score": largest_score, "sum": total, "simplex": simplex}[pivot]

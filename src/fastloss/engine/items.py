@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastloss.engine import cache as disk
-from fastloss.engine import threads
+from fastloss.engine import storage, threads
 from fastloss.kernels.definition import Kernel
 
 _lock = threading.Lock()
@@ -34,7 +35,7 @@ def run(
         Number of items.
     arguments : tuple
         C-contiguous, aligned arrays of bool (seen as uint8), integers or floats; Python ints, bools and floats. A float
-        arrives in `dtype`.
+        arrives in `dtype`. Only arrays whose storage codes the kernel's factory takes may be of half precision.
     work : float
         About how many nanoseconds all items take on one thread.
     n_threads : int or None
@@ -43,7 +44,7 @@ def run(
     if not count:
         return
     values = tuple(_argument(argument, dtype) for argument in arguments)
-    types = tuple(_kind(value) for value in values)
+    types = tuple(_kind(argument, dtype) for argument in arguments)
     many = threads.choose(work, count, n_threads)
     threads.run(
         lambda: _compiled(kernel, dtype, types, True),
@@ -56,15 +57,15 @@ def run(
 
 def _argument(value: Any, dtype: np.dtype[Any]) -> Any:
     if isinstance(value, np.ndarray):
-        return value.view(np.uint8) if value.dtype == bool else value
+        return storage.view(value, storage.code(value.dtype) or "")
     return dtype.type(value) if isinstance(value, float) else value
 
 
-def _kind(value: Any) -> tuple[str, int]:
-    """Dtype and rank; rank 0 is a scalar."""
+def _kind(value: Any, dtype: np.dtype[Any]) -> tuple[str, int]:
+    """Storage code and rank of an array; a scalar's type, and 0."""
     if isinstance(value, np.ndarray):
-        return value.dtype.name, value.ndim
-    return ("bool_" if isinstance(value, bool) else "int64" if isinstance(value, int) else value.dtype.name), 0
+        return storage.code(value.dtype) or "", value.ndim
+    return ("bool_" if isinstance(value, bool) else "int64" if isinstance(value, int) else dtype.name), 0
 
 
 @cache
@@ -89,11 +90,16 @@ def _compile(kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int],
     from fastloss.engine import jit
     from fastloss.engine.toolbox import toolbox
 
+    codes = [code for code, rank in types if rank]
+    stored = len(inspect.signature(kernel.factory).parameters) - 1
+    if any(code in storage.HALVES.values() for code in codes[stored:]):
+        raise TypeError(f"kernel {kernel.name} cannot read half precision: storage codes {codes}")
     # Generated, because Numba's signatures know no star arguments.
     name, names = f"{kernel.name}_{dtype.name}", ", ".join(f"a{k}" for k in range(len(types)))
     # The index of a parallel loop is unsigned, that of a serial one is not; an item's is signed in both.
     source = f"def {name}(count, {names}):\n    for i in prange(count):\n        item(intp(i), {names})"
-    namespace = {"item": jit.item(kernel.factory(toolbox(dtype))), "prange": numba.prange, "intp": np.intp}
+    item = jit.item(kernel.factory(toolbox(dtype), *codes[:stored]))
+    namespace = {"item": item, "prange": numba.prange, "intp": np.intp}
     exec(source, namespace)
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=parallel)(namespace[name])
     signature = (numba.types.intp, *(_numba_type(name, rank) for name, rank in types))
@@ -104,5 +110,6 @@ def _compile(kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int],
 def _numba_type(name: str, rank: int) -> Any:
     from numba import types
 
-    element = getattr(types, name)
-    return types.Array(element, rank, "C") if rank else element
+    if not rank:
+        return getattr(types, name)
+    return types.Array(getattr(types, np.dtype(storage.element_type(name)).name), rank, "C")

@@ -59,11 +59,11 @@ class Toolbox(ModuleType):
 
     def load(self, code: str) -> Callable[[Any, int], Any]:
         """``load(array, i)`` reads an element stored as `code` in the toolbox's dtype."""
-        return access.load(self.dtype, code)
+        return access.load(self.dtype, code, self.jit)
 
     def store(self, code: str) -> Callable[[Any, int, Any], None]:
         """``store(array, i, value)`` writes an element stored as `code`."""
-        return access.store(code)
+        return access.store(code, self.jit)
 
 
 def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:

@@ -18,7 +18,8 @@ Three shapes exist:
 
 `itemwise`
     What fits neither: ``item(i, *arrays)`` does everything for sequence, box or anchor ``i``, reading and writing
-    arrays. It holds its own loops over the item's data; the loop over items is the driver's.
+    arrays. It holds its own loops over the item's data; the loop over items is the driver's. A factory
+    ``(xp, code, ...)`` is told how the first arrays are stored, and reads and writes them by `xp.load` and `xp.store`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class RowFunctions(NamedTuple):
     ----------
     pivot : {"max", "sum", "score", "simplex", "none"}
         How the first stage reduces the row to one number ``m``: the largest prediction, the sum of predictions, the
-        largest `score`, the number whose excess over it sums to one, 0.
+        largest `score`, the number whose excess over it sums to one (a pair: the largest prediction, and what to add),
+        0.
     gather : callable
         ``gather(t, p, m) -> (kept, a, b, c)``. The sums of ``a``, ``b`` and ``c`` over the row go to `finish`.
     finish : callable
@@ -79,7 +81,7 @@ class Kernel:
     shape : {"pointwise", "rowwise", "itemwise"}
         Which driver runs it.
     factory : callable
-        ``factory(xp)`` returns ``terms``, `RowFunctions` or ``item``.
+        ``factory(xp)`` returns ``terms``, `RowFunctions` or ``item``; an itemwise one may take storage codes too.
     params : tuple of str
         Names of the run-time parameters, which reach the functions in the kernel's dtype, in this order.
     calls : tuple of str
@@ -96,7 +98,7 @@ class Kernel:
 
     name: str
     shape: Literal["pointwise", "rowwise", "itemwise"]
-    factory: Callable[[Any], Any]
+    factory: Callable[..., Any]
     params: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     binary_labels: bool = False
@@ -125,6 +127,9 @@ def rowwise(
     return decorate
 
 
-def itemwise(factory: Callable[[Any], Any]) -> Kernel:
-    """Make a `Kernel` of a factory that returns ``item(i, *arrays)``, which returns nothing."""
+def itemwise(factory: Callable[..., Any]) -> Kernel:
+    """Make a `Kernel` of a factory that returns ``item(i, *arrays)``, which returns nothing.
+
+    What the factory takes besides ``xp`` are the storage codes of as many arrays, the item's first ones.
+    """
     return Kernel(factory.__name__, "itemwise", factory)

@@ -14,7 +14,7 @@ TABLE_BYTES = 1 << 20
 
 
 @itemwise
-def ctc(xp):
+def ctc(xp, logits_code, gradient_code):
     """The forward and backward recursions of one sequence (Graves et al. 2006), softmax and gradient included.
 
     With q_t(c) = exp(z_tc - max z_t), a path through the states "blank before label k" and "label k" has the weight
@@ -45,8 +45,14 @@ def ctc(xp):
 
     Without a gradient two rows suffice. Otherwise A is kept for all frames where that takes no more than `TABLE_BYTES`;
     beyond, only for each √T-th, and the frames between are computed again, √T at a time.
+
+    **Storage.** Logits and gradient are stored in any format, and the gradient may overwrite the logits: a frame's is
+    put together in a row of its own and written once, when nothing needs the frame's logits any more. Where its memory
+    is free until then and takes q_t unrounded (`keeps`), q_t waits there; else it is computed again: value and gradient
+    of 5000 classes take 3.2 instead of 2.6 ms then.
     """
     real = xp.type
+    load, load_kept, store = xp.load(logits_code), xp.load(gradient_code), xp.store(gradient_code)
     lanes = 64 // xp.dtype.itemsize
     zero, one, empty, nan = xp.consts(0.0, 1.0, -np.inf, np.nan)
     ln2 = np.log(2.0)
@@ -126,38 +132,54 @@ def ctc(xp):
             b[new_lm + k] = m
             b[new_ln + k] = n + n_label + up
 
+    # Two functions, because LLVM packs their loops for half precision only before they are inlined: 5000 classes in
+    # float16 take 4.1 ms instead of 13.4, value and gradient.
+    @xp.jit
+    def softmax(p, at, top, scale, q):
+        for c in range(q.size):
+            q[np.uintp(c)] = xp.exp_nonpositive(load(p, at + c) - top) * scale
+
+    @xp.jit
+    def write(q, flow, g, at):
+        for c in range(q.size):
+            store(g, at + c, q[np.uintp(c)] * flow)
+
     @xp.jit
     def copy(source, at, target, to, size):
         for k in range(size):
             target[np.uintp(to + k)] = source[np.uintp(at + k)]
 
     @xp.jit
-    def fill(gradient, i, first, end, value):
-        for t in range(first, end):
-            g = gradient[i, t]
-            for c in range(g.size):
-                g[np.uintp(c)] = value
+    def fill(g, start, stop, value):
+        for k in range(start, stop):
+            store(g, k, value)
 
     def item(
         i,
         logits,
+        gradient,
         labels,
         input_lengths,
         label_lengths,
         valid,
         losses,
-        gradient,
+        flows,
         with_gradient,
+        keeps,
         blank,
         zero_infinity,
     ):
         frames, count, classes = input_lengths[i], label_lengths[i], logits.shape[2]
-        sequence = labels[i]
+        # Flat, because each slice in the loop over frames would count the array's references up and down.
+        p, g, sequence = logits.ravel(), gradient.ravel(), labels[i]
+        origin, beyond = i * logits.shape[1] * classes, (i + 1) * logits.shape[1] * classes
         losses[i] = zero
         if valid[i] == 0:
             frames = 0
+        flow = zero
         if with_gradient:
-            fill(gradient, i, frames, logits.shape[1], zero)
+            flow = flows[i]
+            fill(g, origin + frames * classes, beyond, zero if valid[i] == 0 else zero * flow)
         if valid[i] == 0:
             return
 
@@ -173,8 +195,9 @@ def ctc(xp):
         s = np.empty((depth + 1) * row, real)
         starts = np.empty(segments * 4 * width if segments > 1 else 0, real)
         tops = np.empty(frames, real)
+        scales = np.empty(frames, real)
         shares = np.empty(2 * width, real)
-        spare = np.empty(0 if with_gradient else classes, real)
+        q = np.empty(classes, real)
         skip = np.empty(width + 1, real)
         for k in range(width + 1):
             skip[k] = empty
@@ -199,22 +222,27 @@ def ctc(xp):
                 copy(starts, segment * 4 * width, s, 0, 4 * width)
                 last = 0
             for t in range(first, end if turn == 0 or end < frames else first):
-                z = logits[i, t]
+                at = origin + t * classes
                 if turn == 0:
                     top = empty
+                    # To a row of its own: the loop that sums is the same for every format then, and so are its bits.
                     for c in range(classes):
-                        top = xp.greatest(top, z[np.uintp(c)])
+                        z = load(p, at + c)
+                        q[np.uintp(c)] = z
+                        top = xp.greatest(top, z)
                     tops[t] = top
-                    g = gradient[i, t] if with_gradient else spare
                     q_sum = zero
-                    for c in range(classes):
-                        q = xp.exp_nonpositive(z[np.uintp(c)] - top)
-                        g[np.uintp(c)] = q
-                        q_sum += q
-                    if with_gradient:
-                        scale = one / q_sum
+                    if keeps:
                         for c in range(classes):
-                            g[np.uintp(c)] *= scale
+                            q_c = xp.exp_nonpositive(q[np.uintp(c)] - top)
+                            store(g, at + c, q_c)
+                            q_sum += q_c
+                    else:
+                        for c in range(classes):
+                            q_c = xp.exp_nonpositive(q[np.uintp(c)] - top)
+                            q[np.uintp(c)] = q_c
+                            q_sum += q_c
+                    scales[t] = one / q_sum
                     total *= q_sum
                     if total > large:
                         total /= large
@@ -233,10 +261,10 @@ def ctc(xp):
                     clear(s, before, width, min(count, t - 1) // lanes * lanes + lanes, stop)
                 place = last + 4 * width
                 for k in range(start, min(stop, count)):
-                    s[np.uintp(place + k)] = z[np.uintp(sequence[np.uintp(k)])] - tops[t]
+                    s[np.uintp(place + k)] = load(p, at + sequence[np.uintp(k)]) - tops[t]
                 for k in range(max(start, count), stop):
                     s[np.uintp(place + k)] = empty
-                forward(s, before, last, width, skip, start, stop, z[blank] - tops[t])
+                forward(s, before, last, width, skip, start, stop, load(p, at + blank) - tops[t])
                 s[last + width + start - 1] = one
                 s[last + 3 * width + start - 1] = empty
 
@@ -249,7 +277,7 @@ def ctc(xp):
                 if (total != total) | (n_all == empty):
                     losses[i] = nan if total != total else zero if zero_infinity else -empty
                     if with_gradient:
-                        fill(gradient, i, 0, frames, nan if total != total else zero)
+                        fill(g, origin, origin + frames * classes, (nan if total != total else zero) * flow)
                     return
                 m_all = s[last + count] * xp.power_of_two(s[last + 2 * width + count] - n_all)
                 m_all += s[last + width + count - 1] * xp.power_of_two(s[last + 3 * width + count - 1] - n_all)
@@ -270,18 +298,24 @@ def ctc(xp):
                 start, stop = low // lanes * lanes, high // lanes * lanes + lanes
                 after, now = (t + 1) % 2 * 4 * span, t % 2 * 4 * span
                 clear(b, after, span, start, written)
-                at = (t - first + 1) * row
-                z_blank = logits[i, t, blank] - tops[t]
-                backward(s, at, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares)
+                at, top, scale = origin + t * classes, tops[t], scales[t]
+                z_blank = load(p, at + blank) - top
+                reached = (t - first + 1) * row
+                backward(s, reached, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares)
                 written = start
                 b[now + stop] = b[now + span + stop] = one
                 b[now + 2 * span + stop] = b[now + 3 * span + stop] = empty
-                g = gradient[i, t]
+                if keeps:
+                    for c in range(classes):
+                        q[np.uintp(c)] = load_kept(g, at + c) * scale
+                else:
+                    softmax(p, at, top, scale, q)
                 at_blank = zero
                 for k in range(start, stop):
                     at_blank += shares[np.uintp(k)]
-                g[blank] -= at_blank
+                q[blank] -= at_blank
                 for k in range(low, min(high + 1, count)):
-                    g[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+                    q[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+                write(q, flow, g, at)
 
     return item

@@ -373,28 +373,49 @@ class Loss:
             others = {"y_true": targets, "sample_weight": weight, "mask": valid}
             arrays.check_out(out, predictions, gradient, others)
         y, p = self._inputs(targets, predictions, compute)
-        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads, **extras)
-        losses = np.asarray(losses)
-        if losses.dtype.kind != "f":
-            raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
-        if class_weight is not None:
-            if losses.shape == ():
-                raise ValueError(f"`class_weight` needs a loss a sample, but {type(self).__name__} gave one for all")
-            labels = self._labels(y, losses.shape)
-            weight = times(reductions.class_weights(class_weight, labels, compute), weight)
-        if counted is not None:
-            valid = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
-        reduction = reductions.resolve(losses.shape, self._reduction, weight, valid, upstream, compute)
+
+        def resolve(shape: tuple[int, ...], counted: Array | None = None) -> Reduction:
+            """What is to be done with losses of this shape."""
+            weights, mask = weight, valid
+            if class_weight is not None:
+                if shape == ():
+                    raise ValueError(
+                        f"`class_weight` needs a loss a sample, but {type(self).__name__} gave one for all"
+                    )
+                labels = self._labels(y, shape)
+                weights = times(reductions.class_weights(class_weight, labels, compute), weight)
+            if counted is not None:
+                mask = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
+            return reductions.resolve(shape, self._reduction, weights, mask, upstream, compute)
+
+        goal = Goal(compute, gradient, out, resolve)
+        losses, reduction, found = self._run(y, p, valid, outputs, n_threads, goal, **extras)
         with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
             value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
-        if not outputs or slope is None:
+        if found is None:
             return value, None, None
-        found = self._pull(slope, reduction, losses.shape, p)
         found = found.reshape(predictions.shape).astype(gradient, copy=False)
         if out is None:
             return value, found, None
-        out[...] = found
+        if found is not out:
+            out[...] = found
         return value, out, None
+
+    def _run(
+        self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None, goal: Goal
+    ) -> tuple[Array, Reduction, Array | None]:
+        """Per-sample losses, what is done with them, and the gradient of the result, if `outputs` asks for it.
+
+        To be overridden by a loss that writes that gradient itself, as the goal wants it.
+        """
+        losses, slope, counted = self._compute(y, p, valid, outputs, n_threads)
+        losses = np.asarray(losses)
+        if losses.dtype.kind != "f":
+            raise TypeError(f"{type(self).__name__} must return floating losses, got {losses.dtype}")
+        reduction = goal.resolve(losses.shape, counted)
+        if not outputs or slope is None:
+            return losses, reduction, None
+        return losses, reduction, self._pull(slope, reduction, losses.shape, p)
 
     def _pull(self, slope: Array | Pullback, reduction: Reduction, shape: tuple[int, ...], p: Array) -> Array:
         """The gradient of the reduced losses, which have this shape."""
@@ -431,6 +452,26 @@ class Loss:
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"{type(self).__name__}({options})"
+
+
+class Goal(NamedTuple):
+    """What a call of a loss without plans is to come to.
+
+    Attributes
+    ----------
+    compute, gradient : numpy.dtype
+        Compute dtype, and that of the gradient.
+    out : numpy.ndarray or None
+        Where the caller wants the gradient; it may be the predictions.
+    resolve : callable
+        ``resolve(shape, counted=None)``: the `Reduction` of losses of this shape, of which some may not count by the
+        loss's own rule.
+    """
+
+    compute: np.dtype[Any]
+    gradient: np.dtype[Any]
+    out: Array | None
+    resolve: Callable[..., Reduction]
 
 
 class KernelLoss(Loss):

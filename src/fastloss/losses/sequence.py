@@ -10,8 +10,9 @@ from fastloss import kernels
 from fastloss.engine import items
 from fastloss.losses import arrays, options
 from fastloss.losses.arrays import Array
-from fastloss.losses.base import Loss, Option, Pullback, per_sample
+from fastloss.losses.base import Goal, Loss, Option, per_sample
 from fastloss.losses.plan import GRADIENT, VALUE
+from fastloss.losses.reductions import Reduction
 
 # What the kernel takes for a frame on one thread, in nanoseconds; float32, value and gradient.
 _FRAME, _CLASS, _LABEL = 80.0, 0.6, 2.6
@@ -205,22 +206,24 @@ class CTC(Loss):
                 f"`blank` must be a class, less than the {p.shape[2]} classes of `y_pred` of shape {p.shape}, "
                 f"got {self.blank}"
             )
-        return y, arrays.contiguous(p.astype(compute, copy=False))
+        return y, arrays.contiguous(p if arrays.is_float(p) else p.astype(compute))
 
     def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"`class_weight` needs one class a sample, but {type(self).__name__} has sequences of them")
 
-    def _compute(
+    def _run(
         self,
         y: Array,
         p: Array,
         valid: Array | None,
         outputs: int,
         n_threads: int | None,
+        goal: Goal,
         *,
         input_lengths: Any = None,
         label_lengths: Any = None,
-    ) -> tuple[Array, Array | Pullback | None, Array | None]:
+    ) -> tuple[Array, Reduction, Array | None]:
+        """The kernel writes the gradient once, in its own dtype, so it is given the flow into the losses."""
         batch, frames, classes = p.shape
         computed = _sequences(valid, batch)
         steps = _lengths("input_lengths", input_lengths, computed, frames, "frames of `y_pred`")
@@ -229,29 +232,36 @@ class CTC(Loss):
         else:
             counts = _lengths("label_lengths", label_lengths, computed, y.shape[1], "columns of `y_true`")
         labels = _leading_labels(y, counts, computed, classes)
-        losses = np.empty(batch, p.dtype)
-        gradient = np.empty(p.shape if outputs else (0, 0, 0), p.dtype)
+        reduction = goal.resolve((batch,))
+        losses = np.empty(batch, goal.compute)
+        gradient = goal.out
+        if not outputs:
+            gradient = np.empty((0, 0, 0), goal.gradient)
+        elif gradient is None or arrays.contiguous(gradient) is not gradient:
+            gradient = np.empty(p.shape, goal.gradient)
         work = float(np.sum(steps * (_FRAME + _CLASS * classes + _LABEL * counts), where=computed))
         items.run(
             kernels.ctc,
-            p.dtype,
+            goal.compute,
             batch,
             (
                 p,
+                gradient,
                 labels,
                 steps,
                 counts,
                 computed,
                 losses,
-                gradient,
+                reduction.flow((batch,), goal.compute),
                 outputs > 0,
+                outputs > 0 and gradient.dtype == goal.compute and not arrays.same_memory(gradient, p),
                 self.blank,
                 self.zero_infinity,
             ),
             work,
             n_threads,
         )
-        return losses, gradient if outputs else None, None
+        return losses, reduction, gradient if outputs else None
 
 
 def _sequences(valid: Array | None, batch: int) -> Array:
