@@ -312,8 +312,8 @@ def _own(variant: Variant, xp: Any) -> Callable[..., Any]:
 def _elements(variant: Variant, xp: Any) -> Callable[..., Any]:
     """A unit of rows of one element of a pointwise loss: mask, weights and values are part of the vector loop.
 
-    As `_cells`, which does something for each row besides, MSE of (2²⁰, 1) with weights takes 2.8 ns an element; here it
-    takes 0.58, and 0.44 without weights.
+    As `_cells`, which does something for each row besides, MSE of (2²⁰, 1) with weights takes 2.8 ns an element; here
+    it takes 0.58, and 0.44 without weights.
     """
     compute = xp.type
     GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
@@ -567,10 +567,10 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
 def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     """A unit of short rows of a rowwise loss, many rows side by side.
 
-    Along a row of 10 a vector loop hardly starts, and each row waits for its own logarithm. So tiles of rows are turned,
-    and each loop goes over the rows of one column. Softmax cross-entropy of labels, a million rows in float32, takes
-    1.6 instead of 12 ns an element at 2 columns, 1.3 instead of 3.5 at 10, 1.2 instead of 1.3 at 32, where 1000 columns
-    take 0.74. The stages are those of `_rowwise_row`.
+    Along a row of 10 a vector loop hardly starts, and each row waits for its own logarithm. So tiles of rows are
+    turned, and each loop goes over the rows of one column. Softmax cross-entropy of labels, a million rows in float32,
+    takes 1.6 instead of 12 ns an element at 2 columns, 1.3 instead of 3.5 at 10, 1.2 instead of 1.3 at 32, where 1000
+    columns take 0.74. The stages are those of `_rowwise_row`.
     """
     compute = xp.type
     GRADIENT, IN_PLACE = variant.outputs >= 1, variant.in_place
@@ -603,6 +603,13 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                 right, wrong = (one - params[1]) + params[0], params[0]
             return right if get(labels, r) == compute(c) else wrong
         return get(t, k)
+
+    @jit.scalar
+    def pivot(m, excess, r):
+        """The pivot of row r, as the kernel takes it."""
+        if SIMPLEX:
+            return get(m, r), get(excess, r)
+        return get(m, r)
 
     @jit.scalar
     def held(s, labels, picked, r, k, c):
@@ -651,13 +658,13 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                 put(peaks, r, compute(c) if here else get(peaks, r))
 
     @jit.vector_loop
-    def collect(y, p, g, start, t, s, labels, picked, m, a, b, d, rows, columns, params):
+    def collect(y, p, g, start, t, s, labels, picked, m, excess, a, b, d, rows, columns, params):
         """The sums over each row of what is gathered."""
         cells = rows * columns
         for r in range(rows):
             keep, a_r, b_r, d_r = zero, zero, zero, zero
             if LABEL_ONLY:
-                keep, a_r, b_r, d_r = gather(one, get(picked, r), get(m, r), *own(params, 0))
+                keep, a_r, b_r, d_r = gather(one, get(picked, r), pivot(m, excess, r), *own(params, 0))
                 put(picked, r, keep)
             put(a, r, a_r)
             put(b, r, b_r)
@@ -672,7 +679,9 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                 access.fetch(g, start + k, start + k + rows)
             for r in range(rows):
                 k = c * rows + r
-                keep, a_k, b_k, d_k = gather(target(t, labels, r, k, c, params), get(s, k), get(m, r), *own(params, 0))
+                keep, a_k, b_k, d_k = gather(
+                    target(t, labels, r, k, c, params), get(s, k), pivot(m, excess, r), *own(params, 0)
+                )
                 put(a, r, get(a, r) + a_k)
                 put(b, r, get(b, r) + b_k)
                 put(d, r, get(d, r) + d_k)
@@ -697,10 +706,10 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     put(more, k, extra)
 
     @jit.vector_loop
-    def conclude(m, a, b, d, u, v, rows, params):
+    def conclude(m, excess, a, b, d, u, v, rows, params):
         """The rows' losses, which replace the first sum, and what their slopes need."""
         for r in range(rows):
-            loss, u_r, v_r = finish(get(m, r), get(a, r), get(b, r), get(d, r), *own(params, 0))
+            loss, u_r, v_r = finish(pivot(m, excess, r), get(a, r), get(b, r), get(d, r), *own(params, 0))
             put(a, r, loss)
             put(u, r, u_r)
             put(v, r, v_r)
@@ -759,10 +768,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
         share, scale = compute(value_scale), compute(grad_scale)
         size = min(max(LANES, CELLS // columns // LANES * LANES), last - first)
         cells = columns * size
-        numbers = np.empty(9 * size + 3 * cells, compute)
+        numbers = np.empty(10 * size + 3 * cells, compute)
         m, a, b, d, u = numbers, numbers[size:], numbers[2 * size :], numbers[3 * size :], numbers[4 * size :]
         v, labels, picked, scales = u[size:], u[2 * size :], u[3 * size :], u[4 * size :]
-        s, t, more = u[5 * size :], u[5 * size + cells :], u[5 * size + 2 * cells :]
+        excess, tiles = u[5 * size :], u[6 * size :]
+        s, t, more = tiles, tiles[cells:], tiles[2 * cells :]
         flat = more
         for low in range(first, last, size):
             rows, start = min(size, last - low), low * columns
@@ -784,11 +794,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             reduce(t, s, m, rows, columns, params)
             if SIMPLEX:
                 for r in range(rows):
-                    m[r] = threshold(y, p, more, start + r * columns, start + (r + 1) * columns, params)
+                    m[r], excess[r] = threshold(y, p, more, start + r * columns, start + (r + 1) * columns, params)
             if PEAK:
                 find_peak(t, s, m, picked, rows, columns, params)
-            collect(y, p, g, start, t, s, labels, picked, m, a, b, d, rows, columns, params)
-            conclude(m, a, b, d, u, v, rows, params)
+            collect(y, p, g, start, t, s, labels, picked, m, excess, a, b, d, rows, columns, params)
+            conclude(m, excess, a, b, d, u, v, rows, params)
             if AGAIN:
                 collect_again(t, s, labels, picked, u, v, a, b, d, more, rows, columns, params)
                 conclude_again(a, b, d, u, v, rows, params)

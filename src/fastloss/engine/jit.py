@@ -72,10 +72,10 @@ def vector_loop(function: F) -> F:
     return compiled
 
 
-class _Distinct(Compiler):  # type: ignore[misc]
+class _Distinct(Compiler):
     """Numba's compiler, with the flag that its decorators do not offer: no array argument overlaps another one."""
 
-    def __init__(self, typingctx, targetctx, library, args, return_type, flags, locals):  # type: ignore[no-untyped-def]
+    def __init__(self, typingctx, targetctx, library, args, return_type, flags, locals):
         flags.noalias = True
         super().__init__(typingctx, targetctx, library, args, return_type, flags, locals)
 

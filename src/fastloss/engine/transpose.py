@@ -77,8 +77,8 @@ def _square(typing_context: Any, source: Any, i: Any, step: Any, target: Any, k:
     size = _VECTOR_BYTES // align
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = _vectors(context, builder, signature.args[0], *args[:3], size)
-        targets = _vectors(context, builder, signature.args[3], *args[3:], size)
+        pointers = _vectors(context, builder, signature.args[0], args[0], args[1], args[2], size)
+        targets = _vectors(context, builder, signature.args[3], args[3], args[4], args[5], size)
         _store(builder, _turned(builder, _load(builder, pointers, align)), targets, align)
         return context.get_dummy_value()
 
