@@ -80,6 +80,8 @@ from fastloss.losses.regression import (
 )
 from fastloss.losses.sequence import CTC, ctc
 
+from fastloss.losses.weighted import Weighted
+
 register(
     CTC,
     BinaryCrossentropy,
@@ -109,6 +111,7 @@ register(
     SparsemaxLoss,
     SquaredHinge,
     Tversky,
+    Weighted,
     WeightedKappaLoss,
     NpairsLoss,
     NpairsMultilabelLoss,
@@ -182,6 +185,7 @@ __all__ = [
     "TripletHardLoss",
     "TripletSemiHardLoss",
     "Tversky",
+    "Weighted",
     "WeightedKappaLoss",
     "binary_crossentropy",
     "binary_focal_crossentropy",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastloss import numerics, settings
 from fastloss.engine import threads
 from fastloss.losses import arrays
 from fastloss.losses.arrays import Array
@@ -111,7 +112,12 @@ class BoundLoss:
             ):
                 total, bad = self._kernel(y_true, y_pred, *self._arguments)
                 if bad < 0:
-                    return self._type(total), gradient
+                    value, loss = self._type(total), self.loss
+                    if loss._check_numerics or settings._check_numerics:
+                        if not numerics.finite(loss, value, gradient, None, None):
+                            found = (value, gradient, None)
+                            numerics.report(loss, found, y_true, y_pred, None, None, None, {})
+                    return value, gradient
             self._check(y_true, y_pred, sample_weight)
             return self.loss.value_and_grad(y_true, y_pred, sample_weight, out=gradient, n_threads=self._n_threads)
         finally:

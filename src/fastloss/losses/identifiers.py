@@ -27,11 +27,11 @@ ALIASES = {
 }
 """Other names of functions, as in Keras."""
 
-_classes: dict[str, type[Loss]] = {}
+_classes: dict[str, type[Any]] = {}
 _functions: dict[str, Callable[..., Any]] = {}
 
 
-def register(*objects: type[Loss] | Callable[..., Any]) -> None:
+def register(*objects: type[Any] | Callable[..., Any]) -> None:
     """Make classes and function handles known by their names."""
     for item in objects:
         if isinstance(item, type):
@@ -81,7 +81,7 @@ def serialize(loss: Any) -> Any:
     Parameters
     ----------
     loss : Loss or callable
-        A loss, or one of the function handles.
+        A loss, a `Weighted`, or one of the function handles.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def serialize(loss: Any) -> Any:
     >>> fastloss.losses.serialize(fastloss.losses.Huber(delta=2.0))["config"]["delta"]
     2.0
     """
-    if isinstance(loss, Loss):
+    if isinstance(loss, Loss) or type(loss) in _classes.values():
         return {"class_name": type(loss).__name__, "config": loss.get_config()}
     name = getattr(loss, "__name__", None)
     if name in _functions and _functions[name] is loss:
@@ -151,11 +151,35 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
             f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
         )
     if inspect.isclass(found):
-        return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
+        if not hasattr(found, "from_config"):
+            return found(**arguments)
+        nested = "custom_objects" in inspect.signature(found.from_config).parameters
+        return found.from_config(arguments, **({"custom_objects": custom} if nested else {}))
     if arguments:
         raise ValueError(
             f"Could not interpret loss identifier: {name!r} is a function, and takes no config, got {arguments!r}"
         )
+    return found
+
+
+def instance(identifier: Any) -> Loss:
+    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class with defaults.
+
+    Raises
+    ------
+    TypeError
+        If it is something else that can be called.
+    ValueError
+        If there is no such loss.
+    """
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    found = get(identifier)
+    for row in (*LOSSES.values(), *BATCH_LOSSES.values()):
+        if found is row.function and found is not None:
+            return row.cls()
+    if not isinstance(found, Loss):
+        raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
     return found
 
 
