@@ -17,7 +17,6 @@ only when there is one.
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -54,21 +53,34 @@ class NumericsWarning(RuntimeWarning):
     """A loss or its gradient is not finite, and ``check_numerics`` is ``"warn"``."""
 
 
-def finite(loss: Loss, value: Any, gradient: Array | None, hessian: Array | None, upstream: Any) -> bool:
-    """Whether a call's results are finite, as far as the module's text says."""
-    if not (np.isfinite(value).all() if value.shape else math.isfinite(value)):
-        return False
-    if gradient is None or (loss.finite_slopes and upstream is None and gradient.itemsize > 2):
-        return True
-    return all_finite(gradient) and (hessian is None or all_finite(hessian))
-
-
 def all_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
     return bool(np.isfinite(array).all())
 
 
+def check(
+    loss: Loss,
+    found: tuple[Any, Array | None, Array | None],
+    y_true: Any,
+    y_pred: Any,
+    sample_weight: Any = None,
+    mask: Any = None,
+    class_weight: Any = None,
+    upstream: Any = None,
+    extras: dict[str, Any] | None = None,
+) -> None:
+    """Raise or warn if the results of a call are not finite, as far as the module's text says."""
+    action = loss.check_numerics or settings.get_check_numerics()
+    if action in (None, "ignore"):
+        return
+    gradient = found[1]
+    sure = gradient is None or (loss.finite_slopes and upstream is None and gradient.itemsize > 2)
+    if not all(result is None or all_finite(result) for result in (found[:1] if sure else found)):
+        report(action, loss, found, y_true, y_pred, sample_weight, mask, class_weight, extras or {})
+
+
 def report(
+    action: str | None,
     loss: Loss,
     found: tuple[Any, Array | None, Array | None],
     y_true: Any,
@@ -78,10 +90,7 @@ def report(
     class_weight: Any,
     extras: dict[str, Any],
 ) -> None:
-    """Raise or warn about results that are not finite, naming the first samples."""
-    action = loss.check_numerics or settings.get_check_numerics()
-    if action == "ignore":
-        return
+    """Do what is to be done about results that are not finite, naming the first samples."""
     value, gradient, hessian = found
     results = {"value": value, "gradient": gradient, "Hessian": hessian}
     names = [name for name, result in results.items() if result is not None and not all_finite(np.asarray(result))]
@@ -104,7 +113,7 @@ def report(
     message = f"{' and '.join(names)} of {loss.name} not finite: {'; '.join(causes)} (fastloss.diagnose says more)"
     if action == "raise":
         raise NumericsError(message, samples)
-    warnings.warn(message, NumericsWarning, stacklevel=4)
+    warnings.warn(message, NumericsWarning, stacklevel=5)
 
 
 def _bad_samples(

@@ -412,9 +412,8 @@ class Loss:
                 out[...] = found
                 found = out
         if self._check_numerics or settings._check_numerics:
-            if not numerics.finite(self, value, found, None, upstream):
-                result = (value, found, None)
-                numerics.report(self, result, y_true, y_pred, sample_weight, mask, class_weight, extras)
+            result = (value, found, None)
+            numerics.check(self, result, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
         return value, found, None
 
     def _pull(self, slope: Array | Pullback, reduction: Reduction, shape: tuple[int, ...], p: Array) -> Array:
@@ -533,7 +532,7 @@ class KernelLoss(Loss):
         """Value, gradient and Hessian, as far as `outputs` asks; a compiled loss has no use for `extras`."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
-        key = found = None
+        key = plan = found = None
         if (
             type(y_true) is np.ndarray
             and type(y_pred) is np.ndarray
@@ -551,8 +550,8 @@ class KernelLoss(Loss):
                 outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads, key
             )
         if self._check_numerics or settings._check_numerics:
-            if not numerics.finite(self, *found, upstream):
-                numerics.report(self, found, y_true, y_pred, sample_weight, mask, class_weight, extras)
+            if not (plan is not None and plan.telling and math.isfinite(found[0])):
+                numerics.check(self, found, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
         return found
 
     def _general(

@@ -242,6 +242,8 @@ class CategoricalFocalCrossentropy(ClassLoss):
     0.043322 [[ 0.074572 -0.074572]]
     """
 
+    finite_slopes = False
+
     alpha = Option(options.number)
     gamma = Option(options.non_negative)
     from_logits = Option(options.flag)
