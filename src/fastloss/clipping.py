@@ -8,7 +8,6 @@ not depend on the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np

@@ -123,7 +123,7 @@ def _bad_samples(
     unreduced = copy.copy(loss)
     unreduced._reduction, unreduced._check_numerics = "none", "ignore"
     losses = np.asarray(unreduced(*inputs, mask=mask, class_weight=class_weight, **extras))
-    bad = ~np.isfinite(losses)
+    bad: Array = ~np.isfinite(losses)
     if gradient is None or bad.any() or not losses.shape or gradient.shape[: losses.ndim] != losses.shape:
         return bad
     return np.asarray((~np.isfinite(gradient)).any(axis=tuple(range(losses.ndim, gradient.ndim))))

@@ -13,7 +13,7 @@ from fastloss.kernels.definition import Kernel
 from fastloss.losses import arrays, options
 from fastloss.losses.arrays import Array
 
-__all__ = ["L1", "L2", "L1L2", "deserialize", "get", "l1", "l1_l2", "l2", "serialize"]
+__all__ = ["L1", "L1L2", "L2", "deserialize", "get", "l1", "l1_l2", "l2", "serialize"]
 
 
 class L1L2:
@@ -325,10 +325,11 @@ def deserialize(config: Any) -> L1L2:
     >>> fastloss.regularizers.deserialize({"class_name": "L1", "config": {"l1": 0.5}})
     L1(l1=0.5)
     """
-    name, arguments = (config, {}) if isinstance(config, str) else (None, None)
+    name: Any = config
+    arguments: Any = {}
     if isinstance(config, dict):
         name, arguments = config.get("class_name"), config.get("config", {})
-    if name not in _KNOWN or not isinstance(arguments, dict):
+    if not isinstance(name, str) or name not in _KNOWN or not isinstance(arguments, dict):
         raise ValueError(
             f"Could not interpret regularizer identifier: {config!r}; expected one of {', '.join(_KNOWN)}, or a dict "
             "with `class_name` and `config`"

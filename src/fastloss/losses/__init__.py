@@ -79,7 +79,6 @@ from fastloss.losses.regression import (
     pinball_loss,
 )
 from fastloss.losses.sequence import CTC, ctc
-
 from fastloss.losses.weighted import Weighted
 
 register(

@@ -412,8 +412,8 @@ class Loss:
                 out[...] = found
                 found = out
         if self._check_numerics or settings._check_numerics:
-            result = (value, found, None)
-            numerics.check(self, result, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
+            results = (value, found, None)
+            numerics.check(self, results, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
         return value, found, None
 
     def _pull(self, slope: Array | Pullback, reduction: Reduction, shape: tuple[int, ...], p: Array) -> Array:

@@ -134,6 +134,7 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     2.0
     """
     custom = custom_objects or {}
+    found: Any
     if isinstance(config, str):
         found = custom[config] if config in custom else _find(config)
         return found() if inspect.isclass(found) else found
@@ -151,10 +152,11 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
             f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
         )
     if inspect.isclass(found):
-        if not hasattr(found, "from_config"):
+        make = getattr(found, "from_config", None)
+        if make is None:
             return found(**arguments)
-        nested = "custom_objects" in inspect.signature(found.from_config).parameters
-        return found.from_config(arguments, **({"custom_objects": custom} if nested else {}))
+        nested = "custom_objects" in inspect.signature(make).parameters  # a loss of losses
+        return make(arguments, custom_objects=custom) if nested else make(arguments)
     if arguments:
         raise ValueError(
             f"Could not interpret loss identifier: {name!r} is a function, and takes no config, got {arguments!r}"
@@ -175,9 +177,10 @@ def instance(identifier: Any) -> Loss:
     from fastloss.registry import BATCH_LOSSES, LOSSES
 
     found = get(identifier)
-    for row in (*LOSSES.values(), *BATCH_LOSSES.values()):
+    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
+    for row in rows:
         if found is row.function and found is not None:
-            return row.cls()
+            found = row.cls()
     if not isinstance(found, Loss):
         raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
     return found

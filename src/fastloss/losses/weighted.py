@@ -132,9 +132,7 @@ class Weighted:
         numpy scalar
             Of the dtype that NumPy promotes those of the terms to; added up in float64.
         """
-        return self.value_and_terms(
-            y_true, y_pred, sample_weight, mask=mask, add_loss=add_loss, n_threads=n_threads
-        )[0]
+        return self.value_and_terms(y_true, y_pred, sample_weight, mask=mask, add_loss=add_loss, n_threads=n_threads)[0]
 
     def value_and_terms(
         self,
@@ -271,7 +269,7 @@ class Weighted:
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Weighted:
         """Make one from what `get_config` gave; `custom_objects` as for `fastloss.losses.deserialize`."""
-        losses = config.get("losses")
+        losses: Any = config.get("losses")
         if structures.is_structure(losses):
             losses = structures.rebuild(
                 losses,
