@@ -145,7 +145,7 @@ def diagnose(
     These are the codes, with the losses they are found for:
 
     * all: ``nan-in-y_true``, ``infinity-in-y_true``, the same of ``y_pred`` and ``sample_weight``; computing the loss
-      shows ``loss-not-finite`` and ``gradient-not-finite``.
+      shows ``value-not-finite`` and ``gradient-not-finite``.
     * of probabilities: ``logits-as-probabilities``, ``probability-out-of-range``, ``rows-not-normalised``,
       ``dead-gradient`` (on or beyond a clip's border, where nothing is learnt);
       from logits ``probabilities-as-logits``.
@@ -188,14 +188,33 @@ def diagnose(
     return Diagnosis(findings)
 
 
-class _Examination:
+class _Findings:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def add(
+        self, code: str, severity: Literal["error", "warning"], argument: str, bad: Array, message: str, advice: str
+    ) -> None:
+        """Add a finding about the places of the argument where `bad` is true, if there is one."""
+        count = int(np.count_nonzero(bad))
+        if count:
+            first = numerics.first(bad)
+            self.findings.append(
+                Finding(code, severity, argument, f"`{argument}` has {message}", count, bad.size, first, advice)
+            )
+
+
+class _Examination(_Findings):
     """The findings about one batch.
 
     Infinite and missing numbers are reported once, as such: every other look is at finite ones only.
     """
 
     def __init__(self, y_true: Any, y_pred: Any, loss: Any, sample_weight: Any, mask: Any) -> None:
-        self.findings: list[Finding] = []
+        super().__init__()
+        self.rows = False
         self.loss: Loss | None = None
         if loss is not None:
             try:
@@ -213,17 +232,6 @@ class _Examination:
                 self._of_domain()
                 if "label-out-of-range" not in [finding.code for finding in self.findings]:
                     self._computed()
-
-    def add(
-        self, code: str, severity: Literal["error", "warning"], argument: str, bad: Array, message: str, advice: str
-    ) -> None:
-        """Add a finding about the places where `bad` is true, if there is one."""
-        count = int(np.count_nonzero(bad))
-        if count:
-            first = numerics.first(bad)
-            self.findings.append(
-                Finding(code, severity, argument, f"`{argument}` has {message}", count, bad.size, first, advice)
-            )
 
     def option(self, name: str, default: Any = None) -> Any:
         """An option of the loss, if it has that."""
@@ -264,6 +272,7 @@ class _Examination:
         row = next((row for row in registry.LOSSES.values() if row.cls is type(self.loss)), None)
         if row is None:
             return
+        self.rows = row.domain in ("distribution", "index")
         if row.labels == "index":
             self._labels()
         looks: dict[str, Callable[[], None]] = {
@@ -276,7 +285,7 @@ class _Examination:
         }
         looks.get(row.domain, lambda: None)()
         if row.domain in ("probability", "distribution"):
-            self._targets(rows=row.domain == "distribution")
+            self._targets()
         if row.name == "mean_absolute_percentage_error":
             self.add(
                 "zero-target",
@@ -317,7 +326,7 @@ class _Examination:
         bad = ~((y >= 0) & (y < classes) & (y == np.floor(y))) & self.counted(y.shape)
         if ignored is not None:
             bad &= y != ignored
-        example = y[bad].ravel()[0] if bad.any() else ""
+        example = f"{y[bad].ravel()[0]:g}" if bad.any() else ""
         self.add(
             "label-out-of-range",
             "error",
@@ -329,8 +338,8 @@ class _Examination:
         )
 
     def _rows(self, array: Array) -> tuple[Array, Array] | None:
-        """Sums along the class axis, and which rows count, for losses of whole rows."""
-        if type(self.loss).__name__.startswith(("Binary", "Sigmoid")) or not array.ndim:
+        """Sums along the class axis, and which rows count, for losses of distributions."""
+        if not self.rows or not array.ndim:
             return None
         (axis,) = axes(self.option("axis", -1), array.ndim)
         if array.shape[axis] < 2:
@@ -406,7 +415,7 @@ class _Examination:
             return np.zeros(self.p.shape, bool)
         return np.reshape(np.abs(np.subtract(p, y, dtype=np.float64)) > 0.5, self.p.shape)
 
-    def _targets(self, *, rows: bool) -> None:
+    def _targets(self) -> None:
         usable = self.usable(self.y)
         outside = usable & ((self.y < 0) | (self.y > 1))
         self.add(
@@ -417,7 +426,7 @@ class _Examination:
             "targets outside [0, 1]: the loss may be negative without bound",
             "scale them, or pass class indices to a sparse loss",
         )
-        sums = self._rows(self.y) if rows and self.y.ndim == self.p.ndim else None
+        sums = self._rows(self.y) if self.y.ndim == self.p.ndim else None
         if sums is not None and not outside.any():
             self.add(
                 "target-rows-not-normalised",
@@ -501,15 +510,11 @@ class _Examination:
             values, gradient = loss.value_and_grad(self.y, self.p, self.weight, mask=self.mask)
         except NotImplementedError:
             values = loss(self.y, self.p, self.weight, mask=self.mask)
-        for code, result in (("loss", values), ("gradient", gradient)):
+        for name, result in (("value", values), ("gradient", gradient)):
             if result is not None:
                 bad = np.atleast_1d(~np.isfinite(result))
-                count, first = int(np.count_nonzero(bad)), numerics.first(bad)
-                if count:
-                    message = f"the {code} of {loss.name} is NaN or infinite"
-                    advice = "see the other findings; if there is none, the numbers are too large for their dtype"
-                    found = Finding(f"{code}-not-finite", "error", "loss", message, count, bad.size, first, advice)
-                    self.findings.append(found)
+                advice = "see the other findings; if there is none, the numbers are too large for their dtype"
+                self.add(f"{name}-not-finite", "error", "loss", bad, f"a {name} that is NaN or infinite", advice)
 
 
 def _of_history(history: Any) -> list[Finding]:
@@ -520,32 +525,25 @@ def _of_history(history: Any) -> list[Finding]:
     finite = np.isfinite(norms)
     if (norms[finite] < 0).any():
         raise ValueError("`history` must hold norms, which are not negative")
-    bad = {
-        "norm-not-finite": ~finite,
-        "exploding-gradients": np.array([_exploded(norms[:k][finite[:k]], norms[k]) for k in range(norms.size)], bool),
-    }
-    messages = {
-        "norm-not-finite": "gradient norms are NaN or infinite",
-        "exploding-gradients": f"gradient norms are more than {GROWTH:g} times the median of those before",
-    }
-    advice = {
-        "norm-not-finite": "diagnose the batch of the first such step; skip steps whose norm is not finite",
-        "exploding-gradients": "clip gradients (fastloss.clip_by_global_norm), or lower the learning rate",
-    }
-    return [
-        Finding(
-            code,
-            "error" if code == "norm-not-finite" else "warning",
-            "history",
-            messages[code],
-            int(np.count_nonzero(places)),
-            norms.size,
-            numerics.first(places),
-            advice[code],
-        )
-        for code, places in bad.items()
-        if places.any()
-    ]
+    jumps = [_exploded(norms[:k][finite[:k]], norm) for k, norm in enumerate(norms)]
+    found = _Findings()
+    found.add(
+        "norm-not-finite",
+        "error",
+        "history",
+        ~finite,
+        "gradient norms that are NaN or infinite",
+        "diagnose the batch of the first such step; skip steps whose norm is not finite",
+    )
+    found.add(
+        "exploding-gradients",
+        "warning",
+        "history",
+        np.array(jumps, bool),
+        f"gradient norms above {GROWTH:g} times the median of those before",
+        "clip gradients (fastloss.clip_by_global_norm), or lower the learning rate",
+    )
+    return found.findings
 
 
 def _exploded(before: Array, norm: float) -> bool:
