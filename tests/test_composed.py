@@ -149,6 +149,15 @@ def test_what_is_no_weighted_loss(make, error, words):
         make()
 
 
+def test_errors_of_a_loss_name_its_output():
+    loss = losses.Weighted({"a": "mse", "b": losses.SparseCategoricalCrossentropy()})
+    y_pred = {"a": np.ones((2, 1)), "b": np.ones((2, 3))}
+    for call in (loss, loss.value_and_grad):
+        with pytest.raises(ValueError, match="class indices") as caught:
+            call({"a": np.ones((2, 1)), "b": np.array([0, 3])}, y_pred)
+        assert caught.value.__notes__ == ["raised by the loss of output 'b'"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [

@@ -105,6 +105,28 @@ def test_the_first_samples_are_named():
     assert caught.value.samples == [(2, 1), (5, 0), (5, 2)]
 
 
+def test_arguments_of_one_loss_alone_reach_the_search():
+    logits = np.zeros((2, 3, 2))
+    logits[1, 2, 0] = np.nan
+    loss = checking(losses.CTC())
+    lengths = {"input_lengths": [3, 2], "label_lengths": [1, 1]}
+    assert np.isfinite(loss(np.ones((2, 1)), logits, **lengths))
+    with pytest.raises(
+        fastloss.NumericsError, match=r"^value of ctc not finite: 1 of 2 samples, first 0; `y_pred` has 1"
+    ):
+        loss(np.ones((2, 1)), logits[::-1], **lengths)
+
+
+def test_a_mask_that_predictions_bring_along():
+    class Masked(np.ndarray):
+        pass
+
+    p = np.array([[np.nan], [np.inf], [1.0]]).view(Masked)
+    p._keras_mask = np.array([False, True, True])
+    with pytest.raises(fastloss.NumericsError, match="1 of 3 samples, first 1;"):
+        checking(losses.MeanSquaredError())(np.zeros((3, 1)), p)
+
+
 def test_a_warning_leaves_the_result():
     loss = checking(losses.MeanSquaredError(), "warn")
     y, p = np.zeros(3), np.array([0.0, np.inf, 0.0])

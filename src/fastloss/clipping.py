@@ -18,6 +18,8 @@ from fastloss.losses import arrays, options
 from fastloss.losses.arrays import Array
 from fastloss.structures import check_alike, entry, is_structure, keys, leaves, rebuild
 
+_WRITABLE = 0x501  # NumPy's flags for C-contiguous, aligned and writable memory
+
 
 def clip_by_value(gradients: Any, clipvalue: float, *, out: Any = None, n_threads: int | None = None) -> Any:
     """Clip every element of gradients to [-clipvalue, clipvalue], as an optimizer's ``clipvalue`` does.
@@ -184,11 +186,15 @@ class _Clip:
             if gradient is None:
                 self._results.append((None, None))
                 continue
-            if not isinstance(gradient, np.ndarray) or isinstance(gradient, np.ma.MaskedArray):
+            if not isinstance(gradient, np.ndarray):
                 raise TypeError(f"`gradients` must be arrays or None, got {type(gradient).__name__}")
             array = arrays.to_array("gradients", gradient)
             if not arrays.is_float(array):
                 raise TypeError(f"`gradients` must be floating arrays, got {array.dtype}")
+            if place is gradient and gradient.flags.num & _WRITABLE == _WRITABLE:
+                self.pairs.append((array, array))
+                self._results.append((array, place))
+                continue
             if place is not None:
                 arrays.check_out(place, array, array.dtype, {}, "gradients")
                 # Where a gradient is its own place, no other can be touched that was not overlapped before.

@@ -348,6 +348,7 @@ class _Examination(_Findings):
 
     def _probabilities(self) -> None:
         usable, p = self.usable(self.p), self.p
+        logits = "" if self.option("from_logits") is None else "pass logits with `from_logits=True`, or "
         slack = 8 * float(np.finfo(p.dtype).eps) if p.dtype.kind == "f" else 1e-2
         outside = usable & ((p < -slack) | (p > 1 + slack))
         rows = self._rows(p)
@@ -370,7 +371,7 @@ class _Examination(_Findings):
                 "y_pred",
                 outside,
                 "values outside [0, 1], which look like logits",
-                "pass `from_logits=True`, or apply sigmoid or softmax first",
+                logits.replace("logits with ", "") + "apply sigmoid or softmax first",
             )
             return
         self.add(
@@ -379,7 +380,7 @@ class _Examination(_Findings):
             "y_pred",
             outside,
             "probabilities outside [0, 1]",
-            "end the model with sigmoid or softmax, or pass logits with `from_logits=True`",
+            logits + "end the model with sigmoid or softmax",
         )
         if rows is not None:
             self.add(
@@ -388,7 +389,7 @@ class _Examination(_Findings):
                 "y_pred",
                 rows[1] & (np.abs(rows[0] - 1) > 1e-2),
                 "rows that do not sum to 1; they are divided by their sum, NaN for rows of zeros",
-                "end the model with softmax over the class axis, or pass logits with `from_logits=True`",
+                logits + "end the model with softmax over the class axis",
             )
         self.add(
             "dead-gradient",
@@ -397,7 +398,7 @@ class _Examination(_Findings):
             usable & ((p < self.epsilon) | (p > 1 - self.epsilon)) & self._wrong(),
             "certain and wrong probabilities, beyond the clip at ε = 1e-7: their gradient is 0, or infinite where "
             "nothing is clipped",
-            "pass logits with `from_logits=True`: their gradient never vanishes where the prediction is wrong",
+            logits + "keep probabilities away from 0 and 1; logits have a gradient wherever a prediction is wrong",
         )
 
     def _wrong(self) -> Array:

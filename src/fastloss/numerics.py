@@ -99,7 +99,7 @@ def report(
         bad = ~np.isfinite(gradient)
         causes = ["`out` has overwritten `y_pred`"]
     else:
-        bad = _bad_samples(loss, (y, p, sample_weight), mask, class_weight, extras, gradient)
+        bad = _bad_samples(loss, (y_true, y_pred, sample_weight), mask, class_weight, extras, gradient)
         causes = [f"`y_pred` has {text}" for text in describe(p)]
     causes += [f"`y_true` has {text}" for text in describe(y)]
     if sample_weight is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,10 +161,11 @@ class Weighted:
             The value of each loss, not yet weighted; None without a loss.
         """
         arguments = self._arguments(y_true, y_pred, sample_weight, mask)
-        terms = {
-            key: _scalar(key, self._losses[key], self._losses[key](y, p, weight, mask=valid, n_threads=n_threads))
-            for key, (y, p, weight, valid) in arguments.items()
-        }
+        terms = {}
+        for key, (y, p, weight, valid) in arguments.items():
+            loss = self._losses[key]
+            with _naming(key):
+                terms[key] = _scalar(key, loss, loss(y, p, weight, mask=valid, n_threads=n_threads))
         return self._total(terms, add_loss), structures.rebuild(self._losses, terms.get)
 
     def value_and_grad(
@@ -197,7 +200,7 @@ class Weighted:
         ------
         TypeError, ValueError
             If an argument is not of the form of the losses, a loss does not reduce to one number, or a loss refuses
-            its input; the message names the output.
+            its input; a note of the error names the output.
         """
         arguments = self._arguments(y_true, y_pred, sample_weight, mask)
         if out is not None:
@@ -209,9 +212,10 @@ class Weighted:
             # The values of an unreduced loss, which are refused, would refuse a scalar `upstream` with other words.
             flow = None if scale == 1.0 or loss.reduction in ("none", None) else scale
             place = structures.entry(out, key)
-            value, gradient = loss.value_and_grad(
-                y, p, weight, mask=valid, upstream=flow, out=place, n_threads=n_threads
-            )
+            with _naming(key):
+                value, gradient = loss.value_and_grad(
+                    y, p, weight, mask=valid, upstream=flow, out=place, n_threads=n_threads
+                )
             terms[key] = _scalar(key, loss, value)
             gradients[key] = gradient if flow is not None or scale == 1.0 else np.multiply(gradient, scale, gradient)
         return Composed(
@@ -290,6 +294,16 @@ def _loss(key: Any, identifier: Any) -> Any:
         return identifiers.instance(identifier)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`losses[{key!r}]`: {error}") from error
+
+
+@contextmanager
+def _naming(key: Any) -> Iterator[None]:
+    """Add to an error whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised by the loss of output {key!r}")
+        raise
 
 
 def _scalar(key: Any, loss: Any, value: Any) -> Any:
