@@ -110,11 +110,11 @@ def test_arguments_of_one_loss_alone_reach_the_search():
     logits[1, 2, 0] = np.nan
     loss = checking(losses.CTC())
     lengths = {"input_lengths": [3, 2], "label_lengths": [1, 1]}
-    assert np.isfinite(loss(np.ones((2, 1)), logits, **lengths))
+    assert np.isfinite(loss(np.ones((2, 1), np.int64), logits, **lengths))
     with pytest.raises(
         fastloss.NumericsError, match=r"^value of ctc not finite: 1 of 2 samples, first 0; `y_pred` has 1"
     ):
-        loss(np.ones((2, 1)), logits[::-1], **lengths)
+        loss(np.ones((2, 1), np.int64), logits[::-1], **lengths)
 
 
 def test_a_mask_that_predictions_bring_along():

@@ -27,15 +27,17 @@ ALIASES = {
 }
 """Other names of functions, as in Keras."""
 
-_classes: dict[str, type[Any]] = {}
+_classes: dict[str, type[Loss]] = {}
+_composed: dict[str, type[Any]] = {}
 _functions: dict[str, Callable[..., Any]] = {}
 
 
 def register(*objects: type[Any] | Callable[..., Any]) -> None:
-    """Make classes and function handles known by their names."""
+    """Make classes, also such as are composed of losses, and function handles known by their names."""
     for item in objects:
         if isinstance(item, type):
-            _classes[item.__name__] = item
+            known: dict[str, type[Any]] = _classes if issubclass(item, Loss) else _composed
+            known[item.__name__] = item
         else:
             _functions[item.__name__] = item
 
@@ -99,7 +101,7 @@ def serialize(loss: Any) -> Any:
     >>> fastloss.losses.serialize(fastloss.losses.Huber(delta=2.0))["config"]["delta"]
     2.0
     """
-    if isinstance(loss, Loss) or type(loss) in _classes.values():
+    if isinstance(loss, Loss) or type(loss) in _composed.values():
         return {"class_name": type(loss).__name__, "config": loss.get_config()}
     name = getattr(loss, "__name__", None)
     if name in _functions and _functions[name] is loss:
@@ -187,7 +189,7 @@ def instance(identifier: Any) -> Loss:
 
 
 def _find(name: str) -> Any:
-    known = {**_functions, **_classes}
+    known = {**_functions, **_classes, **_composed}
     found = known.get(ALIASES.get(name, name))
     if found is None:
         aliases = [alias for alias, target in ALIASES.items() if target in known]
