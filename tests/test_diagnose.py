@@ -161,10 +161,18 @@ def test_gradients_that_overflow_where_the_loss_does_not():
     assert np.isfinite(loss(y, p))
     with pytest.raises(fastloss.NumericsError, match=r"^gradient of mean_squared_error not finite: 3 of 3 samples"):
         loss.value_and_grad(y, p)
+    narrow = checking(losses.MeanSquaredError(dtype="float16"))
+    step = narrow.bind((3, 1))
     p = np.zeros((3, 1), np.float32)
+    for call in (narrow.value_and_grad, step):
+        with pytest.raises(fastloss.NumericsError, match=r"^value of .*no sample alone is to blame"):
+            call(np.float32([[1e3], [0], [0]]), p)
     with pytest.raises(fastloss.NumericsError, match=r"^gradient of"):
         loss.value_and_grad(y, p, upstream=np.inf)
-    assert np.isfinite(loss.value_and_grad(y, p, upstream=2.0)[0])
+    for _ in range(2):  # the second call finds a plan
+        assert np.isfinite(loss.value_and_grad(y, p, upstream=2.0)[0])
+        with pytest.raises(fastloss.NumericsError, match=r"^gradient of"):
+            loss.value_and_grad(y, p, upstream=1e38)
 
 
 @pytest.mark.parametrize("row", [*LOSSES.values(), *BATCH_LOSSES.values()], ids=lambda row: row.name)

@@ -8,7 +8,7 @@ are. That happens
 * where the caller's `upstream` is a factor of it,
 * in losses whose slope has a pole or overflows where their value is finite: those that do not set `finite_slopes`,
   among them all that are not compiled,
-* where targets are beyond 1e30 in float32, which no loss is meant for.
+* where targets that should be probabilities are beyond 1e9 in float32, or all probabilities of a row below 1e-30.
 
 In all but the last, the gradient is looked at too, which costs a pass over it. Which samples are to blame is found out
 only when there is one.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 
 def is_structure(value: Any) -> bool:
     """Whether this is several things: a list, tuple or dict."""
-    return isinstance(value, (list, tuple, Mapping))
+    return isinstance(value, (list, tuple, dict))
 
 
 def keys(structure: Any) -> list[Any]:
     """The keys of a dict, the positions of a list or tuple."""
-    return list(structure) if isinstance(structure, Mapping) else list(range(len(structure)))
+    return list(structure) if isinstance(structure, dict) else list(range(len(structure)))
 
 
 def leaves(structure: Any) -> list[Any]:
@@ -25,13 +25,13 @@ def entry(structure: Any, key: Any) -> Any:
     """The entry of a key or position; None where there is no structure, or a dict has none."""
     if structure is None:
         return None
-    return structure.get(key) if isinstance(structure, Mapping) else structure[key]
+    return structure.get(key) if isinstance(structure, dict) else structure[key]
 
 
 def rebuild(structure: Any, make: Callable[[Any], Any]) -> Any:
     """A structure like this one with ``make(key)`` in each place."""
     values = [make(key) for key in keys(structure)]
-    if isinstance(structure, Mapping):
+    if isinstance(structure, dict):
         return dict(zip(structure, values, strict=True))
     if isinstance(structure, tuple):
         return structure._make(values) if hasattr(structure, "_make") else tuple(values)
@@ -50,8 +50,8 @@ def check_alike(argument: str, value: Any, structure: Any, like: str, *, partial
     ValueError
         If keys or lengths differ.
     """
-    if isinstance(structure, Mapping):
-        if not isinstance(value, Mapping):
+    if isinstance(structure, dict):
+        if not isinstance(value, dict):
             raise TypeError(f"`{argument}` must be a dict, as `{like}` is, got {type(value).__name__}")
         unknown = [key for key in value if key not in structure]
         missing = [] if partial else [key for key in structure if key not in value]

@@ -537,11 +537,12 @@ class KernelLoss(Loss):
             type(y_true) is np.ndarray
             and type(y_pred) is np.ndarray
             and (sample_weight is None or type(sample_weight) is np.ndarray)
-            and mask is class_weight is upstream is None
+            and mask is class_weight is None
+            and (upstream is None or type(upstream) is float)
         ):
             # What the general way works out depends on these alone, so a second call like this finds its plan.
             weight_type = None if sample_weight is None else (sample_weight.shape, sample_weight.dtype)
-            key = (outputs, y_pred.shape, y_true.shape, y_pred.dtype, y_true.dtype, weight_type, floatx())
+            key = (outputs, y_pred.shape, y_true.shape, y_pred.dtype, y_true.dtype, weight_type, upstream, floatx())
             plan = self._plans.get(key)
             if plan is not None and plan.takes(y_true, y_pred, sample_weight, out):
                 found = plan.run(y_true, y_pred, sample_weight, out, n_threads)

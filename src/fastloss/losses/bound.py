@@ -117,7 +117,7 @@ class BoundLoss:
                 if bad < 0:
                     value, loss = self._type(total), self.loss
                     if loss._check_numerics or settings._check_numerics:
-                        if not (self._telling and math.isfinite(total)):
+                        if not (self._telling and math.isfinite(value)):
                             numerics.check(loss, (value, gradient, None), y_true, y_pred)
                     return value, gradient
             self._check(y_true, y_pred, sample_weight)

@@ -107,7 +107,8 @@ class Plan:
         self._samples_shape = layout.shape
         self._values_shape = reduction.shape if reduction.spread is None else layout.shape
         self._y_shape, self._p_shape = layout.y.shape, (samples, elements)
-        self.telling = reduction.shape is None and (not outputs or (loss.finite_slopes and dtypes[2].itemsize > 2))
+        sure = loss.finite_slopes and dtypes[2].itemsize > 2 and reduction.grad_factor == reduction.value_factor
+        self.telling = reduction.shape is None and (not outputs or sure)
         self._codes = codes if any(storage.is_viewed(c) for c in codes) else None
 
     def serves(self, layout: Layout, y: Array, p: Array, weight: Array | None, reduction: Reduction) -> bool:

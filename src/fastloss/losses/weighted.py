@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,10 +160,14 @@ class Weighted:
         """
         arguments = self._arguments(y_true, y_pred, sample_weight, mask)
         terms = {}
-        for key, (y, p, weight, valid) in arguments.items():
-            loss = self._losses[key]
-            with _naming(key):
+        key = None
+        try:
+            for key, (y, p, weight, valid) in arguments.items():
+                loss = self._losses[key]
                 terms[key] = _scalar(key, loss, loss(y, p, weight, mask=valid, n_threads=n_threads))
+        except Exception as error:
+            error.add_note(f"raised by the loss of output {key!r}")
+            raise
         return self._total(terms, add_loss), structures.rebuild(self._losses, terms.get)
 
     def value_and_grad(
@@ -207,17 +209,22 @@ class Weighted:
             structures.check_alike("out", out, self._losses, "losses", partial=True)
         factor = 1.0 if upstream is None else options.number("upstream", upstream)
         terms, gradients = {}, {}
-        for key, (y, p, weight, valid) in arguments.items():
-            loss, scale = self._losses[key], factor * self._weights[key]
-            # The values of an unreduced loss, which are refused, would refuse a scalar `upstream` with other words.
-            flow = None if scale == 1.0 or loss.reduction in ("none", None) else scale
-            place = structures.entry(out, key)
-            with _naming(key):
+        key = None
+        try:
+            for key, (y, p, weight, valid) in arguments.items():
+                loss, scale = self._losses[key], factor * self._weights[key]
+                # The values of an unreduced loss, which are refused, would refuse a scalar `upstream` with other words.
+                flow = None if scale == 1.0 or loss.reduction in ("none", None) else scale
                 value, gradient = loss.value_and_grad(
-                    y, p, weight, mask=valid, upstream=flow, out=place, n_threads=n_threads
+                    y, p, weight, mask=valid, upstream=flow, out=structures.entry(out, key), n_threads=n_threads
                 )
-            terms[key] = _scalar(key, loss, value)
-            gradients[key] = gradient if flow is not None or scale == 1.0 else np.multiply(gradient, scale, gradient)
+                terms[key] = _scalar(key, loss, value)
+                if flow is None and scale != 1.0:
+                    np.multiply(gradient, scale, gradient)
+                gradients[key] = gradient
+        except Exception as error:
+            error.add_note(f"raised by the loss of output {key!r}")
+            raise
         return Composed(
             self._total(terms, add_loss),
             structures.rebuild(self._losses, terms.get),
@@ -294,16 +301,6 @@ def _loss(key: Any, identifier: Any) -> Any:
         return identifiers.instance(identifier)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`losses[{key!r}]`: {error}") from error
-
-
-@contextmanager
-def _naming(key: Any) -> Iterator[None]:
-    """Add to an error whose it is."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"raised by the loss of output {key!r}")
-        raise
 
 
 def _scalar(key: Any, loss: Any, value: Any) -> Any:
