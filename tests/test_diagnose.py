@@ -165,7 +165,7 @@ def test_gradients_that_overflow_where_the_loss_does_not():
     step = narrow.bind((3, 1))
     p = np.zeros((3, 1), np.float32)
     for call in (narrow.value_and_grad, step):
-        with pytest.raises(fastloss.NumericsError, match=r"^value of .*no sample alone is to blame"):
+        with np.errstate(over="ignore"), pytest.raises(fastloss.NumericsError, match=r"^value of .*1 of 3 samples"):
             call(np.float32([[1e3], [0], [0]]), p)
     with pytest.raises(fastloss.NumericsError, match=r"^gradient of"):
         loss.value_and_grad(y, p, upstream=np.inf)

@@ -8,7 +8,8 @@ are. That happens
 * where the caller's `upstream` is a factor of it,
 * in losses whose slope has a pole or overflows where their value is finite: those that do not set `finite_slopes`,
   among them all that are not compiled,
-* where targets that should be probabilities are beyond 1e9 in float32, or all probabilities of a row below 1e-30.
+* where targets that should be probabilities are beyond 1e9 in float32, or numbers that should be
+  probabilities add up to less than 1e-30 in a row.
 
 In all but the last, the gradient is looked at too, which costs a pass over it. Which samples are to blame is found out
 only when there is one.

@@ -155,6 +155,8 @@ class SigmoidFocalCrossEntropy(KernelLoss):
     0.173287 [[ 0.223715 -0.074572]]
     """
 
+    finite_slopes = False
+
     accepts_auto = True
 
     per_sample = "sum"
