@@ -11,28 +11,73 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastloss import losses as losses
+    from fastloss import regularizers as regularizers
+    from fastloss.balance import class_weight as class_weight
+    from fastloss.clipping import clip_by_global_norm as clip_by_global_norm
+    from fastloss.clipping import clip_by_norm as clip_by_norm
+    from fastloss.clipping import clip_by_value as clip_by_value
+    from fastloss.diagnosis import Diagnosis as Diagnosis
+    from fastloss.diagnosis import Finding as Finding
+    from fastloss.diagnosis import diagnose as diagnose
     from fastloss.engine.threads import get_num_threads as get_num_threads
     from fastloss.engine.threads import set_num_threads as set_num_threads
+    from fastloss.numerics import NumericsError as NumericsError
+    from fastloss.numerics import NumericsWarning as NumericsWarning
     from fastloss.settings import floatx as floatx
+    from fastloss.settings import get_check_numerics as get_check_numerics
+    from fastloss.settings import set_check_numerics as set_check_numerics
     from fastloss.settings import set_floatx as set_floatx
     from fastloss.warmup import warmup as warmup
 
 __version__ = "0.1.0"
 
+_MODULES = ("losses", "regularizers")
+
 _HOME = {
+    "Diagnosis": "fastloss.diagnosis",
+    "Finding": "fastloss.diagnosis",
+    "NumericsError": "fastloss.numerics",
+    "NumericsWarning": "fastloss.numerics",
+    "class_weight": "fastloss.balance",
+    "clip_by_global_norm": "fastloss.clipping",
+    "clip_by_norm": "fastloss.clipping",
+    "clip_by_value": "fastloss.clipping",
+    "diagnose": "fastloss.diagnosis",
     "floatx": "fastloss.settings",
+    "get_check_numerics": "fastloss.settings",
+    "set_check_numerics": "fastloss.settings",
     "set_floatx": "fastloss.settings",
     "get_num_threads": "fastloss.engine.threads",
     "set_num_threads": "fastloss.engine.threads",
     "warmup": "fastloss.warmup",
 }
 
-__all__ = ["__version__", "floatx", "get_num_threads", "losses", "set_floatx", "set_num_threads", "warmup"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "NumericsError",
+    "NumericsWarning",
+    "__version__",
+    "class_weight",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "diagnose",
+    "floatx",
+    "get_check_numerics",
+    "get_num_threads",
+    "losses",
+    "regularizers",
+    "set_check_numerics",
+    "set_floatx",
+    "set_num_threads",
+    "warmup",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "losses":
-        return importlib.import_module("fastloss.losses")
+    if name in _MODULES:
+        return importlib.import_module(f"fastloss.{name}")
     if name in _HOME:
         value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
         return value

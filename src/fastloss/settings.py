@@ -1,4 +1,4 @@
-"""Package-wide settings: the default compute dtype."""
+"""Package-wide settings: the default compute dtype, and what becomes of results that are not finite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ _POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 """Compute dtypes of Keras's policies that are no dtypes themselves."""
 
 _floatx: str | None = None
+
+_CHECKS = ("raise", "warn", "ignore")
+
+_check_numerics: str | None = None
 
 
 def float_name(argument: str, dtype: Any) -> str | None:
@@ -54,3 +58,50 @@ def set_floatx(dtype: Any) -> None:
 def floatx() -> str | None:
     """The dtype set by `set_floatx`, or None."""
     return _floatx
+
+
+def check_action(argument: str, action: Any) -> str | None:
+    """What to do about results that are not finite, or None."""
+    if action is not None and (not isinstance(action, str) or action not in _CHECKS):
+        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, _CHECKS))}, or None, got {action!r}")
+    return action
+
+
+def set_check_numerics(action: str | None) -> None:
+    """Set what losses without a ``check_numerics`` of their own do when value or gradient is NaN or infinite.
+
+    Parameters
+    ----------
+    action : {"raise", "warn", "ignore"} or None
+        ``"raise"`` raises `NumericsError`, which names the first samples, ``"warn"`` gives a `NumericsWarning` that
+        does. ``"ignore"`` or None, the default, returns what was computed.
+
+    Raises
+    ------
+    ValueError
+        If `action` is none of these.
+
+    Notes
+    -----
+    The arrays of a call that raises have been written: ``out`` holds the gradient that is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss
+    >>> fastloss.set_check_numerics("raise")
+    >>> try:
+    ...     fastloss.losses.MeanSquaredError()(np.zeros((3, 2)), np.array([[0.0, 1.0], [0.0, np.nan], [1.0, 1.0]]))
+    ... except fastloss.NumericsError as error:
+    ...     print(error)
+    value of mean_squared_error not finite: 1 of 3 samples, first 1; `y_pred` has 1 NaN of 6, first at (1, 1)
+    (fastloss.diagnose says more)
+    >>> fastloss.set_check_numerics(None)
+    """
+    global _check_numerics
+    _check_numerics = check_action("action", action)
+
+
+def get_check_numerics() -> str | None:
+    """The action set by `set_check_numerics`, or None."""
+    return _check_numerics

@@ -65,10 +65,18 @@ from fastloss.kernels.regression import (
     pinball,
 )
 from fastloss.kernels.sequence import ctc
+from fastloss.kernels.weights import (
+    absolute,
+    absolute_square,
+    clip,
+    half_square,
+)
 
 __all__ = [
     "Kernel",
     "RowFunctions",
+    "absolute",
+    "absolute_square",
     "binary_crossentropy",
     "binary_crossentropy_logits",
     "binary_focal",
@@ -83,6 +91,7 @@ __all__ = [
     "categorical_focal_squared",
     "categorical_hinge",
     "circle",
+    "clip",
     "contrastive",
     "cosine_similarity",
     "ctc",
@@ -93,6 +102,7 @@ __all__ = [
     "generalized_crossentropy",
     "giou",
     "giou_gradient",
+    "half_square",
     "hinge",
     "huber",
     "iou",

@@ -79,6 +79,7 @@ from fastloss.losses.regression import (
     pinball_loss,
 )
 from fastloss.losses.sequence import CTC, ctc
+from fastloss.losses.weighted import Weighted
 
 register(
     CTC,
@@ -109,6 +110,7 @@ register(
     SparsemaxLoss,
     SquaredHinge,
     Tversky,
+    Weighted,
     WeightedKappaLoss,
     NpairsLoss,
     NpairsMultilabelLoss,
@@ -182,6 +184,7 @@ __all__ = [
     "TripletHardLoss",
     "TripletSemiHardLoss",
     "Tversky",
+    "Weighted",
     "WeightedKappaLoss",
     "binary_crossentropy",
     "binary_focal_crossentropy",

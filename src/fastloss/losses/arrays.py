@@ -110,19 +110,21 @@ def same_memory(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and a.size == b.size and a.flags.c_contiguous and a.ctypes.data == b.ctypes.data
 
 
-def check_out(out: Any, p: Array, dtype: np.dtype[Any], others: dict[str, Array | None]) -> None:
-    """Refuse an `out` that cannot take the gradient of `p`, or would destroy an input on the way."""
+def check_out(
+    out: Any, p: Array, dtype: np.dtype[Any], others: dict[str, Array | None], argument: str = "y_pred"
+) -> None:
+    """Refuse an `out` that cannot take the gradient of `p`, the `argument`, or would destroy an input on the way."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"`out` must be a numpy.ndarray, got {type(out).__name__}")
     if out.shape != p.shape:
-        raise ValueError(f"`out` must have the shape of `y_pred`, {p.shape}, got shape {out.shape}")
+        raise ValueError(f"`out` must have the shape of `{argument}`, {p.shape}, got shape {out.shape}")
     if out.dtype != dtype:
         raise ValueError(f"`out` must have the gradient's dtype, {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("`out` must be writable, got a read-only array")
     itself = out.strides == p.strides and out.ctypes.data == p.ctypes.data
     if not itself and np.may_share_memory(out, p):
-        raise ValueError("`out` must not overlap `y_pred`, unless it is `y_pred` itself")
+        raise ValueError(f"`out` must not overlap `{argument}`, unless it is `{argument}` itself")
     for name, other in others.items():
         if other is not None and np.may_share_memory(out, other):
             raise ValueError(f"`out` must not overlap `{name}`")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overloa
 
 import numpy as np
 
+from fastloss import numerics, settings
 from fastloss.engine import threads
 from fastloss.kernels.definition import Kernel
 from fastloss.losses import arrays, reductions
@@ -91,10 +92,14 @@ class Loss:
     accepts_auto: ClassVar[bool] = False
     """Whether the reduction may be ``"auto"``, TensorFlow Addons' name of ``"sum_over_batch_size"``."""
 
+    finite_slopes: ClassVar[bool] = False
+    """Whether the gradient is finite wherever the loss is, so that ``check_numerics`` need not look at it."""
+
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
     ) -> None:
         self._options: dict[str, Any] = {}
+        self._check_numerics: str | None = None
         self.name = name or snake_case(type(self).__name__)
         self._reduction = reductions.check_reduction(reduction, self.accepts_auto)
         self._dtype = float_name("dtype", dtype)
@@ -108,6 +113,18 @@ class Loss:
     def dtype(self) -> str | None:
         """Name of the compute dtype; None where each call's ``y_pred`` decides."""
         return self._dtype or floatx()
+
+    @property
+    def check_numerics(self) -> str | None:
+        """What to do when value or gradient is NaN or infinite, ``"raise"``, ``"warn"`` or ``"ignore"``; may be set.
+
+        None, the default, does as `fastloss.set_check_numerics` says, where the actions are described.
+        """
+        return self._check_numerics
+
+    @check_numerics.setter
+    def check_numerics(self, action: str | None) -> None:
+        self._check_numerics = settings.check_action("check_numerics", action)
 
     def call(self, y_true: Array, y_pred: Array) -> Array:
         """Per-sample losses, unreduced; to be overridden, unless `call_with_grad` is.
@@ -392,14 +409,16 @@ class Loss:
         losses, reduction, found = self._run(y, p, valid, outputs, n_threads, goal, **extras)
         with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
             value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
-        if found is None:
-            return value, None, None
-        found = found.reshape(predictions.shape).astype(gradient, copy=False)
-        if out is None:
-            return value, found, None
-        if found is not out:
-            out[...] = found
-        return value, out, None
+        if found is not None:
+            found = found.reshape(predictions.shape).astype(gradient, copy=False)
+            if out is not None:
+                if found is not out:
+                    out[...] = found
+                found = out
+        if self._check_numerics or settings._check_numerics:
+            results = (value, found, None)
+            numerics.check(self, results, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
+        return value, found, None
 
     def _run(
         self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None, goal: Goal
@@ -442,12 +461,18 @@ class Loss:
         config: dict[str, Any] = {"name": self.name, "reduction": self._reduction}
         if self._dtype is not None:
             config["dtype"] = self._dtype
+        if self._check_numerics is not None:
+            config["check_numerics"] = self._check_numerics
         return {**config, **self._options}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Loss:
         """Make a loss from what `get_config` gave."""
-        return cls(**config)
+        arguments = dict(config)
+        action = arguments.pop("check_numerics", None)
+        loss = cls(**arguments)
+        loss.check_numerics = action
+        return loss
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
@@ -485,6 +510,8 @@ class KernelLoss(Loss):
 
     weights_spread: ClassVar[bool] = False
     """Whether a loss of the whole batch may be given several weights."""
+
+    finite_slopes = True
 
     @property
     def has_hessian(self) -> bool:
@@ -545,20 +572,28 @@ class KernelLoss(Loss):
         """Value, gradient and Hessian, as far as `outputs` asks; a compiled loss has no use for `extras`."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
-        key = None
+        key = plan = found = None
         if (
             type(y_true) is np.ndarray
             and type(y_pred) is np.ndarray
             and (sample_weight is None or type(sample_weight) is np.ndarray)
-            and mask is class_weight is upstream is None
+            and mask is class_weight is None
+            and (upstream is None or type(upstream) is float)
         ):
             # What the general way works out depends on these alone, so a second call like this finds its plan.
             weight_type = None if sample_weight is None else (sample_weight.shape, sample_weight.dtype)
-            key = (outputs, y_pred.shape, y_true.shape, y_pred.dtype, y_true.dtype, weight_type, floatx())
+            key = (outputs, y_pred.shape, y_true.shape, y_pred.dtype, y_true.dtype, weight_type, upstream, floatx())
             plan = self._plans.get(key)
             if plan is not None and plan.takes(y_true, y_pred, sample_weight, out):
-                return plan.run(y_true, y_pred, sample_weight, out, n_threads)
-        return self._general(outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads, key)
+                found = plan.run(y_true, y_pred, sample_weight, out, n_threads)
+        if found is None:
+            found = self._general(
+                outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads, key
+            )
+        if self._check_numerics or settings._check_numerics:
+            if not (plan is not None and plan.telling and math.isfinite(found[0])):
+                numerics.check(self, found, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
+        return found
 
     def _general(
         self,

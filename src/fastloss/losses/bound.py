@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastloss import numerics, settings
 from fastloss.engine import threads
 from fastloss.losses import arrays
 from fastloss.losses.arrays import Array
@@ -43,7 +45,7 @@ class BoundLoss:
         Where every call writes.
     """
 
-    __slots__ = ("_arguments", "_busy", "_expected", "_kernel", "_n_threads", "_type", "gradient", "loss")
+    __slots__ = ("_arguments", "_busy", "_expected", "_kernel", "_n_threads", "_telling", "_type", "gradient", "loss")
 
     def __init__(
         self, loss: Loss, y_true: Array, y_pred: Array, sample_weight: Array | None, n_threads: int | None
@@ -55,6 +57,7 @@ class BoundLoss:
         self._kernel: Any = None
         self._arguments: tuple[Any, ...] = ()
         self._type: Any = None
+        self._telling = False
         result = arrays.compute_dtypes(loss.dtype, y_pred)[1]
         self.gradient = np.zeros(y_pred.shape, arrays.gradient_dtype(y_pred, y_pred, result))
 
@@ -66,6 +69,7 @@ class BoundLoss:
             direct = plan.direct(y_true, self.gradient, self._n_threads)
             if direct is not None:
                 self._kernel, self._arguments, self._type = direct
+                self._telling = plan.telling
 
     def __call__(self, y_true: Array, y_pred: Array, sample_weight: Array | None = None) -> tuple[Any, Array]:
         """Value and gradient.
@@ -111,7 +115,11 @@ class BoundLoss:
             ):
                 total, bad = self._kernel(y_true, y_pred, *self._arguments)
                 if bad < 0:
-                    return self._type(total), gradient
+                    value, loss = self._type(total), self.loss
+                    if loss._check_numerics or settings._check_numerics:
+                        if not (self._telling and math.isfinite(value)):
+                            numerics.check(loss, (value, gradient, None), y_true, y_pred)
+                    return value, gradient
             self._check(y_true, y_pred, sample_weight)
             return self.loss.value_and_grad(y_true, y_pred, sample_weight, out=gradient, n_threads=self._n_threads)
         finally:

@@ -289,6 +289,8 @@ class CategoricalGeneralizedCrossEntropy(RowLoss):
     1.000000 [[ 0. -2.]]
     """
 
+    finite_slopes = False
+
     class_indices = True
 
     q = Option(options.interior)

@@ -43,6 +43,8 @@ class Poisson(RegressionLoss):
     1.000000 [[ 0.5 -0.5]]
     """
 
+    finite_slopes = False
+
     def __init__(
         self,
         reduction: str | None = "sum_over_batch_size",

@@ -155,6 +155,8 @@ class SigmoidFocalCrossEntropy(KernelLoss):
     0.173287 [[ 0.223715 -0.074572]]
     """
 
+    finite_slopes = False
+
     accepts_auto = True
 
     per_sample = "sum"
@@ -241,6 +243,8 @@ class CategoricalFocalCrossentropy(ClassLoss):
     >>> print(f"{value:.6f}", grad.round(6))
     0.043322 [[ 0.074572 -0.074572]]
     """
+
+    finite_slopes = False
 
     alpha = Option(options.number)
     gamma = Option(options.non_negative)

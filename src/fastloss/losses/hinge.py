@@ -97,6 +97,8 @@ class SquaredHinge(SignLoss):
     1.125000 [[ 1.5 -0. ]]
     """
 
+    finite_slopes = False
+
     def __init__(
         self,
         reduction: str | None = "sum_over_batch_size",
@@ -141,6 +143,8 @@ class CategoricalHinge(RowLoss):
     >>> print(f"{value:.6f}", grad.round(6))
     1.300000 [[ 1. -1. -0.]]
     """
+
+    finite_slopes = False
 
     def __init__(
         self,

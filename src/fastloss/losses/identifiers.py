@@ -28,14 +28,16 @@ ALIASES = {
 """Other names of functions, as in Keras."""
 
 _classes: dict[str, type[Loss]] = {}
+_composed: dict[str, type[Any]] = {}
 _functions: dict[str, Callable[..., Any]] = {}
 
 
-def register(*objects: type[Loss] | Callable[..., Any]) -> None:
-    """Make classes and function handles known by their names."""
+def register(*objects: type[Any] | Callable[..., Any]) -> None:
+    """Make classes, also such as are composed of losses, and function handles known by their names."""
     for item in objects:
         if isinstance(item, type):
-            _classes[item.__name__] = item
+            known: dict[str, type[Any]] = _classes if issubclass(item, Loss) else _composed
+            known[item.__name__] = item
         else:
             _functions[item.__name__] = item
 
@@ -81,7 +83,7 @@ def serialize(loss: Any) -> Any:
     Parameters
     ----------
     loss : Loss or callable
-        A loss, or one of the function handles.
+        A loss, a `Weighted`, or one of the function handles.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def serialize(loss: Any) -> Any:
     >>> fastloss.losses.serialize(fastloss.losses.Huber(delta=2.0))["config"]["delta"]
     2.0
     """
-    if isinstance(loss, Loss):
+    if isinstance(loss, Loss) or type(loss) in _composed.values():
         return {"class_name": type(loss).__name__, "config": loss.get_config()}
     name = getattr(loss, "__name__", None)
     if name in _functions and _functions[name] is loss:
@@ -134,6 +136,7 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     2.0
     """
     custom = custom_objects or {}
+    found: Any
     if isinstance(config, str):
         found = custom[config] if config in custom else _find(config)
         return found() if inspect.isclass(found) else found
@@ -151,7 +154,11 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
             f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
         )
     if inspect.isclass(found):
-        return found.from_config(arguments) if hasattr(found, "from_config") else found(**arguments)
+        make = getattr(found, "from_config", None)
+        if make is None:
+            return found(**arguments)
+        nested = "custom_objects" in inspect.signature(make).parameters  # a loss of losses
+        return make(arguments, custom_objects=custom) if nested else make(arguments)
     if arguments:
         raise ValueError(
             f"Could not interpret loss identifier: {name!r} is a function, and takes no config, got {arguments!r}"
@@ -159,8 +166,30 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     return found
 
 
+def instance(identifier: Any) -> Loss:
+    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class with defaults.
+
+    Raises
+    ------
+    TypeError
+        If it is something else that can be called.
+    ValueError
+        If there is no such loss.
+    """
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    found = get(identifier)
+    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
+    for row in rows:
+        if found is row.function and found is not None:
+            found = row.cls()
+    if not isinstance(found, Loss):
+        raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
+    return found
+
+
 def _find(name: str) -> Any:
-    known = {**_functions, **_classes}
+    known = {**_functions, **_classes, **_composed}
     found = known.get(ALIASES.get(name, name))
     if found is None:
         aliases = [alias for alias, target in ALIASES.items() if target in known]

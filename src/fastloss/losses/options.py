@@ -26,6 +26,14 @@ def non_negative(name: str, value: Any) -> float:
     return result
 
 
+def positive(name: str, value: Any) -> float:
+    """A number above 0."""
+    result = number(name, value)
+    if result <= 0:
+        raise ValueError(f"`{name}` must be positive, got {value}")
+    return result
+
+
 def optional_number(name: str, value: Any) -> float | None:
     """A finite real number or None."""
     return None if value is None else number(name, value)

@@ -45,6 +45,8 @@ class Plan:
         The kernel, for a gradient in memory of its own.
     gradient : numpy.dtype
         Of gradient and Hessian.
+    telling : bool
+        The value is one number, and finite only if gradient and Hessian are (`fastloss.numerics`).
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Plan:
         "_y_shape",
         "gradient",
         "launch",
+        "telling",
     )
 
     def __init__(
@@ -104,6 +107,8 @@ class Plan:
         self._samples_shape = layout.shape
         self._values_shape = reduction.shape if reduction.spread is None else layout.shape
         self._y_shape, self._p_shape = layout.y.shape, (samples, elements)
+        sure = loss.finite_slopes and dtypes[2].itemsize > 2 and reduction.grad_factor == reduction.value_factor
+        self.telling = reduction.shape is None and (not outputs or sure)
         self._codes = codes if any(storage.is_viewed(c) for c in codes) else None
 
     def serves(self, layout: Layout, y: Array, p: Array, weight: Array | None, reduction: Reduction) -> bool:
