@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastloss import losses as losses
+    from fastloss import monitor as monitor
     from fastloss.engine.threads import get_num_threads as get_num_threads
     from fastloss.engine.threads import set_num_threads as set_num_threads
     from fastloss.settings import floatx as floatx
@@ -27,12 +28,12 @@ _HOME = {
     "warmup": "fastloss.warmup",
 }
 
-__all__ = ["__version__", "floatx", "get_num_threads", "losses", "set_floatx", "set_num_threads", "warmup"]
+__all__ = ["__version__", "floatx", "get_num_threads", "losses", "monitor", "set_floatx", "set_num_threads", "warmup"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "losses":
-        return importlib.import_module("fastloss.losses")
+    if name in ("losses", "monitor"):
+        return importlib.import_module(f"fastloss.{name}")
     if name in _HOME:
         value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
         return value
