@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 POINTS = 1000
 """How many points a curve of steps has at most: of more values, neighbours are taken together."""
 
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+
 VALIDATION = "val_"
 TRAINING_COLOUR, VALIDATION_COLOUR, BAD_COLOUR = "#4477aa", "#cc6677", "#aa3377"
-LABELS = {"step": "step", "epoch": "epoch", "time": "minutes"}
-WIDTH, HEIGHT, COLUMNS = 4.8, 3.4, 3
+WIDTH, HEIGHT = 4.8, 3.4
 
 
 def draw(
@@ -55,17 +56,19 @@ def draw(
         raise ValueError(f"`smooth` must be a positive integer, or None, got {smooth!r}")
     if x is None:
         x = "step" if history.steps.size else "epoch"
-    abscissa = _abscissa(history, x)
+    label, abscissa = _abscissa(history, x)
     target = None if path is None else checked_path("path", path)
 
-    columns = min(COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     # A figure of its own, without pyplot: no window system is asked for and no global state is touched.
     figure = Figure(figsize=(max(columns, 1.4) * WIDTH, rows * HEIGHT), dpi=120, layout="constrained")
+    first = None
     for i, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1, sharex=first)
+        first = first or axes
         _draw_panel(axes, history, panel, abscissa, scales[panel], smooth)
-        axes.set_xlabel(LABELS[x])
+        axes.set_xlabel(label)
         if x != "time":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if target is not None:
@@ -98,17 +101,18 @@ def _scales(log: Any, panels: list[str]) -> dict[str, bool]:
     return {panel: panel in log for panel in panels}
 
 
-def _abscissa(history: History, x: Any) -> Callable[[Series, str], Array]:
-    """What gives the places of values, of steps or of epochs."""
-    if x not in LABELS:
-        raise ValueError(f"`x` must be 'step', 'epoch' or 'time', got {x!r}")
-    ends = history.table("epoch")
-    if x == "step":
-        return lambda series, per: series.step
-    if x == "time":
-        start = min([*history.table("step")["time"][:1], *ends["time"][:1]])
-        return lambda series, per: (series.time - start) / 60
+def _abscissa(history: History, x: Any) -> tuple[str, Callable[[Series, str], Array]]:
+    """The axis' label, and what gives the places of values, of steps or of epochs."""
     steps = history.table("step")
+    if x == "step":
+        return x, lambda series, per: series.step
+    if x == "time":
+        times = np.concatenate([steps["time"], history.table("epoch")["time"]])
+        start, end = times.min(), times.max()
+        unit, label = next((u, name) for u, name in UNITS if end - start >= 2 * u or u == 1)
+        return f"time ({label})", lambda series, per: (series.time - start) / unit
+    if x != "epoch":
+        raise ValueError(f"`x` must be 'step', 'epoch' or 'time', got {x!r}")
     # Where the first step of each epoch is, and how many it has: the one that goes on is taken to be like the last.
     numbers, firsts = np.unique(steps["epoch"], return_index=True)
     begin = steps["step"][firsts].astype(float)
@@ -123,7 +127,7 @@ def _abscissa(history: History, x: Any) -> Callable[[Series, str], Array]:
         result: Array = series.epoch + (series.step - begin[i] + 1) / length[i]
         return result
 
-    return places
+    return x, places
 
 
 def _draw_panel(
@@ -146,23 +150,18 @@ def _draw_panel(
         label = {training: "training", validation: "validation"}[name] if both else name
         places = abscissa(series, per)
         _draw_curve(axes, places, series.value, colour, label, smooth if per == "step" else 1)
+        _mark_bad(axes, places[~np.isfinite(series.value)], label)
     axes.set_title(panel)
     if log:
         axes.set_yscale("log", nonpositive="mask")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.get_legend_handles_labels()[1]) > 1 or training not in history:
+    if axes.get_legend_handles_labels()[1] != [panel]:  # the title says that
         axes.legend(frameon=False)
 
 
 def _draw_curve(axes: Axes, x: Array, y: Array, colour: str, label: str, smooth: int | None) -> None:
     good = np.isfinite(y)
-    if (bad := x[~good]).size:
-        # At the bottom edge: these have no height of their own.
-        bad = bad[:: math.ceil(bad.size / POINTS)]
-        (marks,) = axes.plot(bad, np.zeros(bad.size), "x", color=BAD_COLOUR, markersize=7, clip_on=False)
-        marks.set_transform(axes.get_xaxis_transform())
-        marks.set_label(f"{label}: NaN or infinite")
     each = math.ceil(len(y) / POINTS)
     starts = np.arange(0, len(y), each)
     count = np.add.reduceat(good, starts, dtype=np.float64)
@@ -180,8 +179,16 @@ def _draw_curve(axes: Axes, x: Array, y: Array, colour: str, label: str, smooth:
         high = np.maximum.reduceat(np.where(good, y, -np.inf), starts)
         axes.fill_between(middle, low, high, where=count > 0, color=colour, alpha=0.25, linewidth=0)
     curve = _smoothed(total, count, width / each)
-    suffix = f", mean of about {width}" if width > 1 else ""
+    suffix = f" (mean over {width} steps)" if width > 1 else ""
     axes.plot(middle, curve, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label + suffix)
+
+
+def _mark_bad(axes: Axes, x: Array, label: str) -> None:
+    """Crosses at the bottom edge, where values are that have no height of their own."""
+    if x.size:
+        x = x[:: math.ceil(x.size / POINTS)]
+        edge, note = axes.get_xaxis_transform(), f"{label}: NaN or infinite"
+        axes.plot(x, np.zeros(x.size), "x", color=BAD_COLOUR, transform=edge, clip_on=False, label=note)
 
 
 def _smoothed(total: Array, count: Array, width: float) -> Array:
