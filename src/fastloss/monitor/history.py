@@ -731,7 +731,7 @@ class History:
         try:
             from fastloss.monitor import plot
         except ModuleNotFoundError as error:
-            message = f"History.plot needs {error.name}: pip install 'fastloss[monitor]'"
+            message = f"History.plot needs {(error.name or '').partition('.')[0]}: pip install 'fastloss[monitor]'"
             raise ModuleNotFoundError(message, name=error.name) from error
         return plot.draw(self, names, path, x, log, smooth)
 

@@ -93,8 +93,9 @@ class _Methods:
         try:
             log(number, **logs)
         except monitor.NaNError as error:
+            if not self.model.stop_training:  # the end of the epoch has the same NaN
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
             self.model.stop_training = True
-            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 @functools.cache
