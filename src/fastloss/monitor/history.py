@@ -435,9 +435,10 @@ class History:
     def _end(self, reason: str) -> None:
         self._closed, self._steps = reason, {}
         _OPEN.discard(self)
-        for sink in self._sinks:
-            sink.close()
-        self._sinks, self._written = [], []
+        sinks, self._sinks, self._written = self._sinks, [], []
+        with contextlib.ExitStack() as stack:  # that one cannot be closed keeps no other open
+            for sink in sinks:
+                stack.callback(sink.close)
 
     def _close_or_warn(self) -> None:
         try:

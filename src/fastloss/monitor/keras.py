@@ -21,13 +21,13 @@ class _Methods:
 
     Each batch logs what Keras has then, which are means over the epoch so far; each epoch logs what Keras has at its
     end, validation among it, and the optimizer's learning rate. After ``fit`` everything is written, and a second
-    ``fit`` goes on; to let go of files before the callback ends, close ``callback.history``.
+    ``fit`` numbers on; to let go of files before the callback ends, close ``callback.history``.
 
     Parameters
     ----------
     *sinks : str, os.PathLike or Sink
-        As for `fastloss.monitor.History`. To go on with an earlier run's file after a restart, pass ``fit`` the
-        ``initial_epoch`` as usual.
+        As for `fastloss.monitor.History`. After a restart, pass ``fit`` the ``initial_epoch`` as usual: what was logged
+        of that epoch and of later ones is dropped, as by `fastloss.monitor.History.resume_at`.
     resume : bool, optional
         As there.
     stop_on_nan : bool, optional
@@ -67,6 +67,10 @@ class _Methods:
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note where the epoch begins."""
         if self._first_epoch is None:
+            if 0 < epoch <= self.history.epoch:
+                ended = self.history.table("epoch")
+                before = ended["step"][ended["epoch"] < epoch]
+                self.history.resume_at(int(before.max(initial=0)), epoch)
             # A fit without `initial_epoch` counts from 0 again; the history does not.
             self._first_epoch = max(0, self.history.epoch - epoch)
         self._first_step = self.history.step
