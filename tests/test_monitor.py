@@ -396,7 +396,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path, suffix, content):
 
 def test_lines_that_are_no_rows_are_counted(tmp_path):
     for suffix, junk in (
-        ("jsonl", '{"per": "day", "step": 1, "epoch": 0, "time": 0}\n\x00\x00\n'),
+        ("jsonl", '{"per": "day", "step": 1, "epoch": 0, "time": 0}\n{"per": "step", "step": 1e999}\n'),
         ("csv", "step,1\n\n"),
     ):
         path = tmp_path / f"run.{suffix}"

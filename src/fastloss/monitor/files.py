@@ -219,7 +219,7 @@ def _row(head: Sequence[Any], names: tuple[str, ...], values: tuple[Any, ...]) -
     per, step, epoch, time = head
     try:
         row = Row(per, int(step), int(epoch), float(time), names, tuple(map(float, values)))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
     if per not in PER or row.step < 0 or row.epoch < 0 or not math.isfinite(row.time):
         raise ValueError(f"no row: {head}")
@@ -422,7 +422,10 @@ class Reader:
         """
         with self.path.open("rb") as file:
             state = os.fstat(file.fileno())
-            self._identity = (state.st_dev, state.st_ino)
+            identity = (state.st_dev, state.st_ino)
+            if self._identity not in (None, identity):
+                return  # replaced just now: the next look begins anew
+            self._identity = identity
             file.seek(self.end)
             self.partial = False
             for line in file:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 import numpy as np
 
 from fastloss.losses.arrays import Array
-from fastloss.monitor.files import PER, LogFile, Reader, format_of
+from fastloss.monitor.files import FIRST, PER, LogFile, Reader, format_of
 from fastloss.monitor.rows import HEAD, Row, Series, Table, columns
 from fastloss.monitor.sinks import Sink, checked_path, seconds
 
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 """How many rows sinks are given at once, so that those of a fast second need no memory to speak of."""
-
-RESERVED = ("per", *HEAD)
-"""Names that files and `History.table` have for other things."""
 
 _OPEN: weakref.WeakSet[History] = weakref.WeakSet()
 """Those that have sinks and are not closed: what is left to do when the interpreter ends, or forks."""
@@ -315,7 +312,7 @@ class History:
         if per == "step" and not values:
             raise ValueError("nothing to log: pass values by name, as in log(loss=0.5)")
         for name in values:
-            if name in RESERVED:
+            if name in FIRST:
                 raise ValueError(f"`{name}` cannot be the name of a value: each row has a {name} of its own")
             if not name or not name.isprintable():
                 raise ValueError(f"the name of a value must be printable, got {name!r}")

@@ -103,17 +103,17 @@ def _scales(log: Any, panels: list[str]) -> dict[str, bool]:
 
 def _abscissa(history: History, x: Any) -> tuple[str, Callable[[Series, str], Array]]:
     """The axis' label, and what gives the places of values, of steps or of epochs."""
-    steps = history.table("step")
     if x == "step":
         return x, lambda series, per: series.step
     if x == "time":
-        times = np.concatenate([steps["time"], history.table("epoch")["time"]])
+        times = np.concatenate([history.table(per)["time"] for per in ("step", "epoch")])
         start, end = times.min(), times.max()
         unit, label = next((u, name) for u, name in UNITS if end - start >= 2 * u or u == 1)
         return f"time ({label})", lambda series, per: (series.time - start) / unit
     if x != "epoch":
         raise ValueError(f"`x` must be 'step', 'epoch' or 'time', got {x!r}")
     # Where the first step of each epoch is, and how many it has: the one that goes on is taken to be like the last.
+    steps = history.table("step")
     numbers, firsts = np.unique(steps["epoch"], return_index=True)
     begin = steps["step"][firsts].astype(float)
     length = np.diff([*begin, history.step])

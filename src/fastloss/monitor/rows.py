@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -112,16 +112,14 @@ def columns(tables: Iterable[Table], names: Iterable[str]) -> dict[str, Array]:
     dict
         From names to arrays of one length.
     """
-    tables = list(tables)
-    place = {key: [table.column(key) for table in tables] for key in HEAD[:2]}
-    steps, epochs = (np.concatenate([np.empty(0, np.int64), *place[key]]) for key in HEAD[:2])
-    order = np.lexsort((epochs, steps)) if len(tables) > 1 else slice(None)
+    tables = [table for table in tables if len(table)]
 
-    def joined(name: str) -> Array:
-        parts: list[Any] = [np.empty(0, np.int64 if name in HEAD[:2] else np.float64)]
-        for table in tables:
-            there = name in HEAD or name in table.names
-            parts.append(table.column(name) if there else np.full(len(table), np.nan))
-        return np.concatenate(parts)[order]
+    def parts(name: str) -> list[Array]:
+        if name not in HEAD:
+            return [table.column(name) if name in table.names else np.full(len(table), np.nan) for table in tables]
+        return [table.column(name) for table in tables] or [np.empty(0, np.float64 if name == "time" else np.int64)]
 
-    return {name: joined(name) for name in names}
+    if len(tables) < 2:
+        return {name: parts(name)[0] for name in names}
+    order = np.lexsort([np.concatenate(parts(name)) for name in ("epoch", "step")])
+    return {name: np.concatenate(parts(name))[order] for name in names}
