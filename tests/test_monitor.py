@@ -452,18 +452,19 @@ def test_one_history_a_file(tmp_path):
 def test_a_forked_child_cannot_log_and_writes_nothing(tmp_path):
     program = """
 import os, sys
-from fastloss.monitor import History, Sink
+from fastloss.monitor import CSV, History, Sink
 class Closing(Sink):
     def write(self, rows): pass
-    def close(self): print("closed by", os.getpid() == parent, flush=True)
+    def close(self): os.write(1, b"closed by the parent\\n" if os.getpid() == parent else b"closed by the child\\n")
 parent = os.getpid()
-history = History(sys.argv[1], Closing(), flush_seconds=1000)
+csv = CSV(sys.argv[1])
+history = History(csv, Closing(), flush_seconds=1000)
 for i in range(3): history.log(loss=i)
 reads, writes = os.pipe()
 child = os.fork()
 if not child:
     try: history.log(loss=1)
-    except RuntimeError as error: print(error, flush=True)
+    except RuntimeError as error: os.write(1, f"{error}\\n".encode())
     os.close(writes)
     os.read(reads, 1)
     sys.exit()
@@ -475,7 +476,7 @@ os.waitpid(child, 0)
 """
     out = succeed(program, tmp_path / "run.csv")
     assert "belongs to the parent process" in out
-    assert [line for line in out.splitlines() if "closed" in line] == ["closed by True"]
+    assert [line for line in out.splitlines() if "closed" in line] == ["closed by the parent"]
     assert History.read(tmp_path / "run.csv")["loss"].tolist() == [0, 1, 2, 3]
 
 
