@@ -22,7 +22,7 @@ heavy = {"numba", "llvmlite", "numpy", "jax", "torch", "keras", "sklearn", "matp
 assert not heavy, heavy
 import fastloss.losses
 import fastloss.monitor.keras
-heavy = {"numba", "llvmlite", "jax", "torch", "keras", "sklearn", "matplotlib", "rich", "tensorboardX"} & set(sys.modules)
+heavy = {"numba", "llvmlite", "jax", "torch", "keras", "sklearn", "matplotlib", "tensorboardX"} & set(sys.modules)
 assert not heavy, heavy
 fastloss.losses.MeanSquaredError()
 assert "numba" not in sys.modules

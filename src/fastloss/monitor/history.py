@@ -340,11 +340,11 @@ class History:
         return number
 
     def _stop_if_nan(self, table: Table) -> None:
-        values = table.data[-len(table.names) :] if table.names else ()
-        if any(value != value for value in values):
-            self._flush_or_warn()
-            (row,) = table.rows(len(table) - 1)
-            raise NaNError(row)
+        for value in table.data[len(table.data) - len(table.names) :]:
+            if value != value:
+                self._flush_or_warn()
+                (row,) = table.rows(len(table) - 1)
+                raise NaNError(row)
 
     def _restore(self, row: Row) -> None:
         """Take a row that was read from a file."""
