@@ -85,13 +85,13 @@ def test_demo_without_peers(tmp_path):
 def test_demo_classifies_97_percent_of_what_it_has_not_seen(seed):
     defaults = {name: p.default for name, p in inspect.signature(cli.demo).parameters.items()}
     training = demo.train(demo.load(seed), defaults["epochs"], seed, defaults["batch_size"])
-    assert training.held_out_accuracy[-1] >= 0.97
-    assert training.train_loss[-1] < training.train_loss[0]
+    assert training.history["val_accuracy"][-1] >= 0.97
+    assert training.history["loss"][-1] < training.history["loss"][0]
     assert 0 < len(training.batches) <= demo.RECORDED
 
 
 def test_demo_is_reproducible():
-    first, again, other = (demo.train(demo.load(seed), 2, seed, 64).train_loss for seed in (3, 3, 4))
+    first, again, other = (demo.train(demo.load(seed), 2, seed, 64).history["loss"].tolist() for seed in (3, 3, 4))
     assert first == again != other
 
 

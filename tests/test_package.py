@@ -21,7 +21,8 @@ import fastloss
 heavy = {"numba", "llvmlite", "numpy", "jax", "torch", "keras", "sklearn", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 import fastloss.losses
-heavy = {"numba", "llvmlite", "jax", "torch", "keras", "sklearn", "matplotlib"} & set(sys.modules)
+import fastloss.monitor.keras
+heavy = {"numba", "llvmlite", "jax", "torch", "keras", "sklearn", "matplotlib", "tensorboardX"} & set(sys.modules)
 assert not heavy, heavy
 fastloss.losses.MeanSquaredError()
 assert "numba" not in sys.modules

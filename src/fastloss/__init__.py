@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastloss import losses as losses
+    from fastloss import monitor as monitor
     from fastloss import regularizers as regularizers
     from fastloss.balance import class_weight as class_weight
     from fastloss.clipping import clip_by_global_norm as clip_by_global_norm
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "regularizers")
+_MODULES = ("losses", "monitor", "regularizers")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
@@ -67,6 +68,7 @@ __all__ = [
     "get_check_numerics",
     "get_num_threads",
     "losses",
+    "monitor",
     "regularizers",
     "set_check_numerics",
     "set_floatx",

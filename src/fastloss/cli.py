@@ -108,6 +108,30 @@ def bench(
         report.write_docs(found, Path())
 
 
+def watch(
+    file: Annotated[Path, typer.Argument(help="What a History writes: JSON lines or CSV.", dir_okay=False)],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Follow a training's log, until Ctrl-C."""
+    with _extra("monitor"):
+        from rich.console import Console
+
+        from fastloss.monitor import History
+        from fastloss.monitor import watch as watching
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    try:
+        if once:
+            console.print(watching.view(file, History.read(file)))
+        else:
+            watching.follow(file, every, console)
+    except OSError as error:
+        _fail(f"cannot read {file}: {error.strerror or error}", code=1)
+    except ValueError as error:
+        _fail(str(error), code=1)
+
+
 def _chosen(option: str, given: list[str] | None, known: set[str]) -> tuple[str, ...]:
     """What was asked for, if there is such a thing."""
     for name in given or ():
@@ -125,7 +149,7 @@ def _shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, bench)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, bench, watch)
 
 
 def main() -> None:

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -31,6 +29,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # c
 
 import fastloss
 from fastloss.losses.arrays import Array
+from fastloss.monitor import History
 
 PIXELS, HIDDEN, CLASSES = 64, 128, 10
 LEARNING_RATE, MOMENTUM = 0.2, 0.9
@@ -76,22 +75,18 @@ class Batch(NamedTuple):
 
 @dataclass
 class Training:
-    """What a training leaves behind; the losses and accuracies are one an epoch."""
+    """What a training leaves behind: the loss of each step, the accuracies and the held-out loss of each epoch."""
 
     record_every: int
-    train_loss: list[float] = field(default_factory=list)
-    train_accuracy: list[float] = field(default_factory=list)
-    held_out_loss: list[float] = field(default_factory=list)
-    held_out_accuracy: list[float] = field(default_factory=list)
+    history: History = field(default_factory=History)
     batches: list[Batch] = field(default_factory=list)
     seconds: float = 0.0
-    steps: int = 0
 
-    def record(self, batch: Batch) -> None:
-        """Count a step, and keep some of them for `compare`."""
-        if self.steps % self.record_every == 0:
+    def record(self, batch: Batch, loss: Any) -> None:
+        """Log a step, and keep some of them for `compare`."""
+        if self.history.step % self.record_every == 0:
             self.batches.append(batch)
-        self.steps += 1
+        self.history.log(loss=loss)
 
 
 class Network:
@@ -186,18 +181,18 @@ def train(
             # Small batches point less reliably, and ever smaller steps let the weights settle.
             rate = LEARNING_RATE * min(1.0, batch_size / 32) * (1 + math.cos(math.pi * epoch / epochs)) / 2
             order = rng.permutation(len(digits.train_labels))[: steps * batch_size].reshape(steps, batch_size)
-            _learn(network, digits, order, rate, rng, training)
-            _try(network, digits, training)
+            accuracy = _learn(network, digits, order, rate, rng, training)
+            _try(network, digits, training, accuracy)
             after_epoch()
     return training
 
 
 def _learn(
     network: Network, digits: Digits, order: Array, rate: float, rng: np.random.Generator, training: Training
-) -> None:
-    """Go through the training images once, a row of `order` a step."""
+) -> float:
+    """Go through the training images once, a row of `order` a step; return the share that was right."""
     d_logits = np.empty((order.shape[1], CLASSES), np.float32)  # one buffer serves every step
-    total = correct = 0.0
+    correct = 0
     start = time.perf_counter()
     for chosen in order:
         noise = rng.standard_normal((len(chosen), PIXELS), dtype=np.float32)
@@ -205,19 +200,20 @@ def _learn(
         hidden, logits = network.forward(images)
         value, _ = LOSS.value_and_grad(labels, logits, out=d_logits)
         network.descend(network.backward(images, hidden, d_logits), rate)
-        total += float(value)
         correct += _correct(labels, logits)
-        training.record(Batch(labels, logits))
+        training.record(Batch(labels, logits), value)
     training.seconds += time.perf_counter() - start
-    training.train_loss.append(total / len(order))
-    training.train_accuracy.append(correct / order.size)
+    return correct / order.size
 
 
-def _try(network: Network, digits: Digits, training: Training) -> None:
-    """See how the network does on the held-out images."""
+def _try(network: Network, digits: Digits, training: Training, accuracy: float) -> None:
+    """See how the network does on the held-out images, and log that beside its accuracy in training."""
     _, logits = network.forward(digits.held_out_images)
-    training.held_out_loss.append(float(LOSS(digits.held_out_labels, logits)))
-    training.held_out_accuracy.append(_correct(digits.held_out_labels, logits) / len(logits))
+    training.history.end_epoch(
+        accuracy=accuracy,
+        val_loss=LOSS(digits.held_out_labels, logits),
+        val_accuracy=_correct(digits.held_out_labels, logits) / len(logits),
+    )
 
 
 def _correct(labels: Array, logits: Array) -> int:
@@ -445,27 +441,12 @@ def plot(training: Training, path: Path) -> None:
     path : pathlib.Path
         Of the PNG.
     """
-    # A figure of its own, without pyplot: no window system is asked for and no global state is touched.
-    figure = Figure(figsize=(9, 3.8), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw(left, training.train_loss, training.held_out_loss)
-    left.set(title="Loss", ylabel="cross-entropy", yscale="log")
-    _draw(right, training.train_accuracy, training.held_out_accuracy)
-    right.set(title="Accuracy", ylabel="images classified correctly")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure = training.history.plot("loss", "accuracy", x="epoch", log=["loss"])
+    for axes, label in zip(figure.axes, ("cross-entropy", "images classified correctly"), strict=True):
+        axes.set_ylabel(label)
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.suptitle("Handwritten digits; noise is added to the training images", fontsize="medium")
     figure.savefig(path)
-
-
-def _draw(axes: Axes, train: list[float], held_out: list[float]) -> None:
-    epochs = range(1, len(train) + 1)
-    marker = "o" if len(train) < 10 else None  # few points make no visible line
-    axes.plot(epochs, train, color="#4477aa", marker=marker, label="training (noise added)")
-    axes.plot(epochs, held_out, color="#cc6677", marker=marker, label="held out")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
 
 
 def writable_directory(path: Path) -> Path:
@@ -513,7 +494,7 @@ def run(digits: Digits, directory: Path, epochs: int, seed: int, batch_size: int
     with Progress(console=console, disable=not live) as progress:
         task = progress.add_task("Training", total=epochs)
         training = train(digits, epochs, seed, batch_size, lambda: progress.advance(task))
-    accuracy, images = training.held_out_accuracy[-1], len(digits.held_out_labels)
+    accuracy, images = training.history["val_accuracy"][-1], len(digits.held_out_labels)
     console.print(
         f"Held-out accuracy: {accuracy:.2%} ({round(accuracy * images)} of {images} images) after {epochs} "
         f"epoch{'s' if epochs > 1 else ''}, {training.seconds:.1f} s.",
@@ -524,7 +505,7 @@ def run(digits: Digits, directory: Path, epochs: int, seed: int, batch_size: int
     console.print(table)
     console.print(
         f"Medians over {len(training.batches)} batches of this training, of which a whole step takes "
-        f"{1e6 * training.seconds / training.steps:.0f} µs."
+        f"{1e6 * training.seconds / training.history.step:.0f} µs."
     )
     if absent:
         console.print("Not compared:", "; ".join(absent), markup=False)
