@@ -34,7 +34,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going $(ARGS)
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
-	$(BIN)/fastloss bench --write-docs $(ARGS)
+	$(BIN)/fastloss bench --write-docs --properties $(ARGS)
 
 # Everything that can be made again, but for .venv, which takes minutes.
 clean:

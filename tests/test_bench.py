@@ -17,7 +17,7 @@ from matplotlib.image import imread
 
 import reference
 from fastloss import cli
-from fastloss.bench import cases, limits, machine, measure, peers, report
+from fastloss.bench import cases, limits, machine, measure, peers, properties, report
 from fastloss.bench.formulas import FORMULAS
 from fastloss.bench.timing import Timing, interleave
 from fastloss.registry import BATCH_LOSSES, LOSSES
@@ -338,6 +338,18 @@ def test_write_docs(tmp_path, monkeypatch):
         for mark in marks:
             now, then = report.replace(now, mark, ""), report.replace(then, mark, "")
         assert now == then, "nothing else is written"
+
+
+@pytest.mark.parametrize("part", ["short_rows", "weights", "threads", "choice", "halves"])
+def test_properties(part, monkeypatch):
+    monkeypatch.setattr(properties, "MANY", 32)
+    monkeypatch.setattr(properties, "SWEEP", (128,))
+    monkeypatch.setattr(properties, "LARGE", (64, 40))
+    monkeypatch.setattr(properties, "HALVES", (64, 40))
+    arguments = (1, 1) if part in ("threads", "choice") else (1,)
+    found = list(getattr(properties, f"_{part}")(*arguments))
+    assert len({figure.what for figure in found}) == len(found) > 1
+    assert all(0 < figure.figure < 1e6 and figure.detail for figure in found)
 
 
 def test_the_tables_of_the_repository_have_their_places():

@@ -59,6 +59,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everybody. [default: 2]")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each gets at most. [default: 20]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few losses, shapes and rounds; no torch.compile.")] = False,
+    properties: Annotated[
+        bool, typer.Option("--properties", help="Short rows, weights, dtypes, threads, memory and compilation too.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Where all figures go.")] = None,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where a plot goes, as PNG.")] = None,
     write_docs: Annotated[
@@ -99,6 +102,10 @@ def bench(
     found = report.run(console, names, sizes, dtype, threads, turns, others)
     if write_docs:
         found["processes"], found["bare_call"] = measure.processes(max(3, turns // 2)), measure.bare_call(turns)
+    if properties:
+        from fastloss.bench.properties import measure as measure_properties
+
+        found["properties"] = [figure._asdict() for figure in measure_properties(threads, turns)]
     report.show(console, found, details=bool(loss))
     if json is not None:
         report.write_json(found, json)

@@ -130,6 +130,13 @@ def show(console: Console, report: Report, details: bool) -> None:
     for result in report["results"]:
         for title, reason in result["rejected"].items():
             console.print(f"Not timed: {title}, {result['loss']} {tuple(result['shape'])}: {reason}", markup=False)
+    if "properties" in report:
+        table = Table(title="properties")
+        for column in ("what", "figure", "of"):
+            table.add_column(column, justify="right" if column == "figure" else "left")
+        for found in report["properties"]:
+            table.add_row(found["what"], _figure(found), found["detail"])
+        console.print(table)
     if report["missing"]:
         absent = ", ".join(f"{title} ({module} is not installed)" for title, module in report["missing"].items())
         console.print(f"Not compared: {absent}", markup=False)
@@ -214,6 +221,10 @@ def _time(seconds: float) -> str:
         if seconds * factor < 1000:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _figure(found: Mapping[str, Any]) -> str:
+    return f"{found['figure']:.3g}"
 
 
 def _ratio(ratio: float | None) -> str:
@@ -310,7 +321,7 @@ def write_docs(report: Report, folder: Path) -> None:
     Parameters
     ----------
     report : dict
-        From `run`, with ``processes`` and ``bare_call`` besides.
+        From `run`, with ``processes``, ``bare_call`` and perhaps ``properties`` besides.
     folder : pathlib.Path
         A copy of the repository.
     """
@@ -421,6 +432,9 @@ def figures(report: Report) -> str:
             times.append(_ratio(result["over_limit"]))
             times += [_time(peer["median"]) if (peer := result["peers"].get(title)) else "" for title in titles]
             lines.append(f"| {result['loss']} | {' | '.join(times)} | {_ratio(result['speedup'])} |")
+    if "properties" in report:
+        lines += ["", "## Properties", "", "| what | figure | of |", "|---|---|---|"]
+        lines += [f"| {found['what']} | {_figure(found)} | {found['detail']} |" for found in report["properties"]]
     rejected = [
         f"* {title}, {result['loss']} {tuple(result['shape'])}: {reason}"
         for result in report["results"]
