@@ -287,6 +287,28 @@ def test_a_batch_is_its_rows(row, dtype):
                 assert_close(gradient[i : i + 1], alone[1], label, rtol=40 * float(np.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("row", [param for param in THOROUGH if param.values[0].kind == "rowwise"])
+def test_many_short_rows_in_other_memory(row):
+    """Side by side in a tile, rows come from and go to the formats and places that single rows do."""
+    y_true, y_pred = data.inputs(row, {}, (150, 9), seed=7, dtype=np.float32)
+    loss = row.cls()
+    half = y_pred.astype(np.float16)
+    for p, wide in ((y_pred, y_pred), (half, half.astype(np.float32))):
+        want = loss.value_and_grad(y_true, wide)
+        value, gradient = loss.value_and_grad(y_true, p)
+        assert_same_bits(value, want[0], str(p.dtype))
+        assert_same_bits(gradient, want[1].astype(p.dtype), str(p.dtype))
+        place = p.copy()
+        value, gradient = loss.value_and_grad(y_true, place, out=place)
+        assert_same_bits(value, want[0], f"{p.dtype}, in place")
+        assert_same_bits(gradient, want[1].astype(p.dtype), f"{p.dtype}, in place")
+    if row.labels != "index":
+        for kind in (np.float64, np.float16):
+            targets = y_true.astype(kind)
+            want = loss.value_and_grad(targets.astype(np.float32), y_pred)
+            assert_close(loss.value_and_grad(targets, y_pred)[1], want[1], f"targets in {kind.__name__}")
+
+
 def test_number_of_threads_is_remembered_and_changes_no_bit():
     row = next(iter(LOSSES.values()))
     y_true, y_pred = data.inputs(row, {}, data.LARGE_SHAPES[row.kind][0])

@@ -31,7 +31,8 @@ def warmup(
     *losses : Loss or str
         Losses, or names of their classes; without any, all registered ones from probabilities and from logits.
     shape : tuple of int
-        Samples and elements of predictions to expect; only whether rows are short (up to 32 elements) matters.
+        Samples and elements of predictions to expect. What matters is whether rows have one element, up to 32, or more,
+        and whether a batch of short rows has at least 1024 elements.
     dtypes : iterable of str or numpy.dtype
         Dtypes of predictions and dense targets; class indices are taken as int64.
     weighted : iterable of bool
