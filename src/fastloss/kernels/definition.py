@@ -23,6 +23,7 @@ Three shapes exist:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -92,6 +93,8 @@ class Kernel:
     divisible : bool
         Of a rowwise kernel: sums are all that its slope needs (no pivot, nothing kept but the prediction, no score, no
         second stage), so a row may be divided among threads.
+    source : str, optional
+        All that the kernel's machine code depends on, of a kernel that was generated.
     """
 
     name: str
@@ -101,6 +104,29 @@ class Kernel:
     calls: tuple[str, ...] = ()
     binary_labels: bool = False
     divisible: bool = False
+    source: str | None = None
+
+    def __reduce__(self) -> Any:
+        """By reference, as functions are pickled: ``@pointwise`` leaves no factory that could be found by its name."""
+        return find, (self.reference,)
+
+    @property
+    def reference(self) -> str:
+        """Where the kernel is found: the factory's module and its name there."""
+        return f"{self.factory.__module__}:{self.factory.__qualname__}"
+
+
+def find(reference: str) -> Kernel:
+    """The kernel of that `Kernel.reference`, in a module that is imported already."""
+    module, _, name = reference.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, Kernel):
+        raise ValueError(
+            f"No kernel is found at {reference!r}: define it at the top of a module, and import that module first"
+        )
+    return found
 
 
 def pointwise(

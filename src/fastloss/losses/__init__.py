@@ -52,6 +52,7 @@ from fastloss.losses.hinge import (
 from fastloss.losses.identifiers import deserialize, get, register, serialize
 from fastloss.losses.kappa import WeightedKappaLoss
 from fastloss.losses.npairs import NpairsLoss, NpairsMultilabelLoss, npairs_loss, npairs_multilabel_loss
+from fastloss.losses.own import ExpressionLoss, OwnKernelLoss, from_function, from_kernel
 from fastloss.losses.overlap import (
     Dice,
     Tversky,
@@ -91,6 +92,7 @@ register(
     ContrastiveLoss,
     CosineSimilarity,
     Dice,
+    ExpressionLoss,
     Hinge,
     GIoULoss,
     Huber,
@@ -112,6 +114,7 @@ register(
     WeightedKappaLoss,
     NpairsLoss,
     NpairsMultilabelLoss,
+    OwnKernelLoss,
     TripletHardLoss,
     TripletSemiHardLoss,
     binary_crossentropy,
@@ -160,6 +163,7 @@ __all__ = [
     "ContrastiveLoss",
     "CosineSimilarity",
     "Dice",
+    "ExpressionLoss",
     "GIoULoss",
     "Hinge",
     "Huber",
@@ -173,6 +177,7 @@ __all__ = [
     "MeanSquaredLogarithmicError",
     "NpairsLoss",
     "NpairsMultilabelLoss",
+    "OwnKernelLoss",
     "PinballLoss",
     "Poisson",
     "SigmoidFocalCrossEntropy",
@@ -195,6 +200,8 @@ __all__ = [
     "ctc",
     "deserialize",
     "dice",
+    "from_function",
+    "from_kernel",
     "get",
     "giou_loss",
     "hinge",
