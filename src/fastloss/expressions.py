@@ -173,7 +173,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "subtract": operator.sub,
     "multiply": operator.mul,
     "divide": operator.truediv,
-    "power": lambda a, b: sympy.Pow(a, _exponent(b)),
+    "power": sympy.Pow,
     "negative": operator.neg,
     "sqrt": sympy.sqrt,
     **{name: function for function, name in _NAMES.items()},
@@ -187,12 +187,6 @@ _CONDITIONS: dict[str, Callable[..., Any]] = {
     "or": Either,
     "not": Neither,
 }
-
-
-def _exponent(b: Any) -> Any:
-    """Halves as exact numbers, so that powers are recognised."""
-    doubled = 2 * b
-    return sympy.Rational(int(doubled), 2) if b.is_number and doubled == int(doubled) else b
 
 
 # ---- traces -------------------------------------------------------------------------------------------------------
@@ -255,6 +249,9 @@ class Trace:
             return _constant(expression)
         if expression.could_extract_minus_sign():
             return -self.name(-expression)
+        expression = self._scale(expression)
+        if expression.is_Symbol:
+            return expression
         known = self._names.get(expression)
         if known is None:
             if len(self.steps) >= _MOST_STEPS:
@@ -262,6 +259,14 @@ class Trace:
             known = self._names[expression] = sympy.Symbol(f"_{len(self.steps) + 1}", real=True)
             self.steps[known] = expression
         return known
+
+    def _scale(self, expression: Any) -> Any:
+        """A number times a number times something as one product, where that is exact: half of twice it is itself."""
+        outer, rest = expression.as_coeff_Mul()
+        inner, rest = self.steps.get(rest, rest).as_coeff_Mul()
+        if outer == 1 or inner == 1 or not any(math.frexp(float(c))[0] == 0.5 for c in (outer, inner)):
+            return expression
+        return sympy.Mul(outer * inner, rest)
 
     def record(self, expression: Any) -> Any:
         """The name of any expression, its operations recorded one by one."""
@@ -290,11 +295,12 @@ def _condition(operand: Any) -> Any:
 
 
 def _literal(value: Any) -> Any:
-    """A number of the function's, whole ones as integers."""
+    """A number of the function's; whole ones, halves and the like as the ratio they are, which SymPy keeps exact."""
     number = float(value)
     if not math.isfinite(number):
         raise TraceError(f"cannot trace the number {value}: it must be finite")
-    return sympy.Integer(int(number)) if number.is_integer() and abs(number) < 2**53 else sympy.Float(number)
+    above, below = number.as_integer_ratio()
+    return sympy.Rational(above, below) if max(abs(above), below) < 2**24 else sympy.Float(number)
 
 
 def _constant(expression: Any) -> Any:
@@ -394,8 +400,7 @@ def _derivative(record: Trace, step: Any, known: dict[Any, Any]) -> Any:
     if isinstance(step, Clip):
         x, low, high = args
         if slopes[1] == 0 == slopes[2]:
-            lost = name(Where(NotEqual(x, x), name(Missing(x)), sympy.S.Zero))
-            return choose(Equal(name(step), x), slopes[0], lost)
+            return choose(Either(Greater(low, x), Greater(x, high)), sympy.S.Zero, slopes[0])
         raised = name(Maximum(x, low))
         known[raised] = _derivative(record, record.steps[raised], known)
         return _derivative(record, Minimum(raised, high), known)
@@ -442,7 +447,7 @@ def text(record: Trace, root: Any) -> str:
     return "; ".join([*statements, _in_python(root, printed)[0]])
 
 
-_CONDITION, _SUM, _PRODUCT, _SIGNED, _ATOM = range(5)
+_CONDITION, _SUM, _PRODUCT, _SIGNED, _POWER, _ATOM = range(6)
 """How strongly the outermost operation of a text binds."""
 
 
@@ -460,15 +465,15 @@ def _in_python(expression: Any, printed: Mapping[Any, tuple[str, int]]) -> tuple
     if expression.is_Mul:
         coefficient, above, below = _factors(expression)
         if coefficient == -1 and len(above) == 1 and not below:
-            return f"-{within(above[0], _ATOM)}", _SIGNED
-        factors = [within(part, _ATOM) for part in ([] if coefficient == 1 and above else [coefficient]) + above]
-        return " * ".join(factors) + "".join(f" / {within(part, _ATOM)}" for part in below), _PRODUCT
+            return f"-{within(above[0], _POWER)}", _SIGNED
+        factors = [within(part, _POWER) for part in ([] if coefficient == 1 and above else [coefficient]) + above]
+        return " * ".join(factors) + "".join(f" / {within(part, _POWER)}" for part in below), _PRODUCT
     if expression.is_Pow:
         if expression.exp == sympy.S.Half:
             return f"sqrt({within(expression.base, _CONDITION)})", _ATOM
         if expression.exp == -1:
-            return f"1 / {within(expression.base, _ATOM)}", _PRODUCT
-        return f"{within(expression.base, _ATOM)}**{within(expression.exp, _ATOM)}", _SIGNED
+            return f"1 / {within(expression.base, _POWER)}", _PRODUCT
+        return f"{within(expression.base, _ATOM)}**{within(expression.exp, _ATOM)}", _POWER
     kind = type(expression)
     if kind in _COMPARISONS or kind in _JUNCTIONS:
         a, b = (within(part, _SUM) for part in expression.args)
@@ -777,7 +782,8 @@ class _Writer:
 
     def _sign(self, x: Any) -> str:
         zero, one = self.atom(sympy.S.Zero), self.atom(sympy.S.One)
-        return f"xp.where({self.atom(x)} > {zero}, {one}, xp.where({self.atom(x)} < {zero}, -{one}, {self.atom(x)}))"
+        size = self._line(self._magnitude(x))
+        return f"xp.where({size} > {zero}, xp.copysign({one}, {self.atom(x)}), {self.atom(x)})"
 
     def _exp(self, x: Any) -> str:
         known = "exp_nonpositive" if self._ranges(x)[1] <= 0 else "exp"
