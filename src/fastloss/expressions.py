@@ -28,7 +28,7 @@ import sympy
 from fastloss import symbols
 from fastloss.engine.toolbox import Toolbox
 from fastloss.kernels.definition import Kernel
-from fastloss.symbols import Condition, Scalar, TraceError
+from fastloss.symbols import Condition, Scalar, TraceError, refuse
 
 TARGET, PREDICTION = "y", "p"
 
@@ -230,14 +230,13 @@ class Trace:
     def _number(self, operand: Any) -> Any:
         if isinstance(operand, Scalar):
             if operand.trace is not self:
-                raise TraceError("cannot trace a symbol of another function")
+                refuse("a symbol of another function", "it belongs to the function that was given it")
             return operand.content
         if isinstance(operand, (bool, np.bool_, Condition)):
-            raise TraceError("cannot trace a condition where a number is expected: write where(condition, a, b)")
+            refuse("a condition where a number is expected", "write where(condition, a, b)")
         if not isinstance(operand, (int, float, np.integer, np.floating)):
-            raise TraceError(
-                f"cannot trace {operand!r} of type {type(operand).__name__}: "
-                "y and p meet numbers, each other, and the parameters"
+            refuse(
+                f"{operand!r} of type {type(operand).__name__}", "y and p meet numbers, each other and the parameters"
             )
         return _literal(operand)
 
@@ -245,6 +244,8 @@ class Trace:
         """A name, or minus a name, of one operation; numbers and names stay what they are."""
         if expression.is_Symbol:
             return expression
+        if expression.has(sympy.zoo, sympy.nan):
+            refuse("a division by 0", "the quotient has no value anywhere")
         if expression.is_number:
             return _constant(expression)
         if expression.could_extract_minus_sign():
@@ -290,7 +291,7 @@ class Trace:
 
 def _condition(operand: Any) -> Any:
     if not isinstance(operand, Condition):
-        raise TraceError(f"cannot trace {operand!r} as a condition: comparisons of y, p and parameters are conditions")
+        refuse(f"{operand!r} as a condition", "comparisons of y, p and parameters are conditions")
     return operand.content
 
 
@@ -298,7 +299,7 @@ def _literal(value: Any) -> Any:
     """A number of the function's; whole ones, halves and the like as the ratio they are, which SymPy keeps exact."""
     number = float(value)
     if not math.isfinite(number):
-        raise TraceError(f"cannot trace the number {value}: it must be finite")
+        refuse(f"the number {value}", "it must be finite")
     above, below = number.as_integer_ratio()
     return sympy.Rational(above, below) if max(abs(above), below) < 2**24 else sympy.Float(number)
 
@@ -308,7 +309,7 @@ def _constant(expression: Any) -> Any:
     if expression.is_Rational or expression.is_Float:
         return expression
     if not expression.is_finite or not expression.is_real:
-        raise TraceError(f"cannot trace {expression}: it is no finite real number")
+        refuse(f"{expression}", "it is no finite real number")
     return sympy.Float(float(expression))
 
 

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["clip", "exp", "log", "log1p", "maximum", "minimum", "sigmoid", "softplus", "sqrt", "tanh", "where"]
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
 class TraceError(TypeError):
     """A function cannot be traced; the message says which construct is in the way, where, and what to write instead."""
 
@@ -66,54 +69,54 @@ class _Traced:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         known = _UFUNCS.get(ufunc.__name__)
         if known is None or method != "__call__" or options:
-            _refuse(f"numpy.{ufunc.__name__}", f"{_hint(ufunc.__name__)}")
-        return known(*inputs)
+            refuse(f"numpy.{ufunc.__name__}", _hint(ufunc.__name__))
+        return known(*(value.item() if isinstance(value, np.generic) else value for value in inputs))
 
     def __array_function__(self, function: Any, kinds: Any, inputs: Any, options: Any) -> Any:
         known = {"where": where, "clip": clip}.get(function.__name__)
         if known is None or options:
-            _refuse(f"numpy.{function.__name__}", _hint(function.__name__))
+            refuse(f"numpy.{function.__name__}", _hint(function.__name__))
         return known(*inputs)
 
     def __array__(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        _refuse("an array of symbols", "the function is of one target and one prediction")
+        refuse("an array of symbols", "the function is of one target and one prediction")
 
     def __float__(self) -> NoReturn:
-        _refuse("a conversion to a number, as the functions of `math` make it", _hint())
+        refuse("a conversion to a number, as the functions of `math` make it", _hint())
 
     __int__ = __complex__ = __index__ = __float__  # type: ignore[assignment]
 
     def __iter__(self) -> NoReturn:
-        _refuse("a loop over elements", "y and p are single numbers; for losses of a row see fastloss.rowwise")
+        refuse("a loop over elements", "y and p are single numbers; for losses of a row see fastloss.rowwise")
 
     def __len__(self) -> NoReturn:
-        _refuse("len()", "y and p are single numbers; for losses of a row see fastloss.rowwise")
+        refuse("len()", "y and p are single numbers; for losses of a row see fastloss.rowwise")
 
     def __getitem__(self, key: Any) -> NoReturn:
-        _refuse("indexing", "y and p are single numbers; for losses of a row see fastloss.rowwise")
+        refuse("indexing", "y and p are single numbers; for losses of a row see fastloss.rowwise")
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)  # protocols, which whoever asks can do without
-        _refuse(f"the attribute .{name}", "y and p are single numbers; for losses of a row see fastloss.rowwise")
+        refuse(f"the attribute .{name}", "y and p are single numbers; for losses of a row see fastloss.rowwise")
 
     def __mod__(self, other: Any) -> NoReturn:
-        _refuse("%", "it has no derivative here")
+        refuse("%", "it has no derivative here")
 
     __rmod__ = __mod__
 
     def __floordiv__(self, other: Any) -> NoReturn:
-        _refuse("//", "it has no derivative here; `/` divides")
+        refuse("//", "it has no derivative here; `/` divides")
 
     __rfloordiv__ = __floordiv__
 
     def __round__(self, digits: Any = None) -> NoReturn:
-        _refuse("rounding", "its derivative is 0 wherever there is one")
+        refuse("rounding", "its derivative is 0 wherever there is one")
 
     __floor__ = __ceil__ = __trunc__ = __round__
 
     def __matmul__(self, other: Any) -> NoReturn:
-        _refuse("@", "y and p are single numbers; `*` multiplies them")
+        refuse("@", "y and p are single numbers; `*` multiplies them")
 
 
 class Scalar(_Traced):
@@ -122,7 +125,7 @@ class Scalar(_Traced):
     __slots__ = ()
 
     def __bool__(self) -> NoReturn:
-        _refuse("a number as a condition (`if`, `while`, `and`, `or`, `not`)", "write where(x != 0, a, b)")
+        refuse("a number as a condition (`if`, `while`, `and`, `or`, `not`)", "write where(x != 0, a, b)")
 
     def __add__(self, other: Any) -> Any:
         return self.trace.apply("add", self, other)
@@ -182,10 +185,10 @@ class Scalar(_Traced):
         return self.trace.apply("not_equal", self, other)
 
     def __invert__(self) -> NoReturn:
-        _refuse("~ of a number", "it negates conditions")
+        refuse("~ of a number", "it negates conditions")
 
     def __and__(self, other: Any) -> NoReturn:
-        _refuse("& and | of a number", "they join conditions: put comparisons in parentheses, (a > b) & (c > d)")
+        refuse("& and | of a number", "they join conditions: put comparisons in parentheses, (a > b) & (c > d)")
 
     __rand__ = __or__ = __ror__ = __and__
 
@@ -196,7 +199,7 @@ class Condition(_Traced):
     __slots__ = ()
 
     def __bool__(self) -> NoReturn:
-        _refuse(
+        refuse(
             "a comparison that has to be true or false at once (`if`, `while`, `and`, `or`, `not`, a chain a < b < c, "
             "the built-in min and max)",
             "it is another answer for each element; use where(condition, a, b), the operators &, | and ~, maximum and "
@@ -215,20 +218,20 @@ class Condition(_Traced):
         return self.trace.apply("not", self)
 
     def __add__(self, other: Any) -> NoReturn:
-        _refuse("arithmetic with a condition", "it is no number: write where(condition, a, b)")
+        refuse("arithmetic with a condition", "it is no number: write where(condition, a, b)")
 
     __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __add__
 
     def __neg__(self) -> NoReturn:
-        _refuse("arithmetic with a condition", "it is no number: write where(condition, a, b)")
+        refuse("arithmetic with a condition", "it is no number: write where(condition, a, b)")
 
     __abs__ = __pos__ = __neg__
 
 
-def _refuse(construct: str, hint: str) -> NoReturn:
+def refuse(construct: str, hint: str) -> NoReturn:
     """Raise the error of a construct that cannot be traced, with the line of the user's function that has it."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals is globals():
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE:
         frame = frame.f_back
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     place = f", in line {frame.f_lineno}, `{line}`" if line else ""

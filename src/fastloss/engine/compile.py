@@ -70,36 +70,6 @@ def _compile(variant: Variant) -> Any:
     return dispatcher.overloads[arguments]
 
 
-def inner(variant: Variant) -> Any:
-    """`variant` for callers that Numba compiles: a dispatcher of this one compiled form, which links it."""
-    import numba
-
-    def driver(
-        y: Any,
-        p: Any,
-        weights: Any,
-        grad_weights: Any,
-        mask: Any,
-        g: Any,
-        h: Any,
-        values: Any,
-        params: Any,
-        columns: Any,
-        rows_per_unit: Any,
-        value_scale: Any,
-        grad_scale: Any,
-    ) -> None:
-        """Stands for the driver of `fastloss.engine.drivers.build`, whose arguments it has."""
-
-    result = compiled(variant).result
-    dispatcher = numba.njit(driver)
-    # What Numba does itself with an overload that it finds in its own cache.
-    dispatcher.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
-    dispatcher.add_overload(result)
-    dispatcher.disable_compile()
-    return dispatcher
-
-
 def signature(variant: Variant) -> tuple[Any, ...]:
     """Numba's types of the driver's arguments; None where the variant has no use for one."""
     from numba import types

@@ -64,3 +64,35 @@ class Variant:
     short: bool = False
     long: bool = False
     parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """A loss as nopython code calls it; the types of the arguments settle the rest.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        The definition.
+    dtype : str
+        Name of the compute dtype.
+    params : tuple of float
+        The kernel's parameters and one number more; those of label smoothing are for a single class.
+    whole, index, smooth, mean : bool
+        All rows are one sample; the targets are class indices; they are smoothed; a sample's loss is the mean of its
+        elements'.
+    divisor : {"samples", "weights", "one"}
+        What the sum of the samples' losses is divided by.
+    ignored : int or None
+        The label of samples that do not count.
+    """
+
+    kernel: Kernel
+    dtype: str
+    params: tuple[float, ...]
+    whole: bool
+    index: bool
+    smooth: bool
+    mean: bool
+    divisor: str
+    ignored: int | None
