@@ -8,7 +8,8 @@ Derivatives are steps too, by the chain rule, and share the steps of the value.
 Where a derivative is a choice it is that of `fastloss.symbols`. Selections are differentiated as selections, so that an
 infinite slope of the branch that is not taken is not multiplied by 0.
 
-`text` is a trace as text, in a subset of Python; `parse` reads that and nothing else, so a config may come from anywhere.
+`text` is a trace as text, in a subset of Python; `parse` reads that and nothing else, so a config may come from
+anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy as np
 import sympy
 
 from fastloss import symbols
-from fastloss.engine.toolbox import Toolbox
 from fastloss.kernels.definition import Kernel
 from fastloss.symbols import Condition, Scalar, TraceError, refuse
 
@@ -319,10 +319,10 @@ def trace(function: Callable[..., Any], parameters: Iterable[str]) -> tuple[Trac
     check_names(names)
     record = Trace(names)
     result = function(record.scalar(TARGET), record.scalar(PREDICTION), **{name: record.scalar(name) for name in names})
+    if isinstance(result, Condition):
+        raise TraceError("the function must return one number made of y and p, got a condition: see where()")
     if not isinstance(result, Scalar):
-        raise TraceError(
-            f"the function must return one number made of y and p, got {'a condition' if isinstance(result, Condition) else repr(result)}"
-        )
+        raise TraceError(f"the function must return one number made of y and p, got {type(result).__name__}")
     if record.inputs[PREDICTION] not in record.needed(result.content):
         raise TraceError("the function's result does not depend on the prediction, its second argument")
     return record, result.content
@@ -426,7 +426,7 @@ def _partial(step: Any, symbol: Any) -> Any:
 def text(record: Trace, root: Any) -> str:
     """A trace as text: Python, with a statement for what is used more than once."""
     needed = record.needed(root)
-    uses = {symbol: 0 for symbol in needed}
+    uses = dict.fromkeys(needed, 0)
     for symbol in (root, *(record.steps[symbol] for symbol in needed if symbol in record.steps)):
         for part in sympy.preorder_traversal(symbol):
             if part.is_Symbol:
@@ -500,7 +500,7 @@ def _factors(product: Any) -> tuple[Any, list[Any], list[Any]]:
     coefficient, rest = product.as_coeff_Mul()
     above, below = [], []
     for factor in rest.args if rest.is_Mul else (rest,):
-        if factor.is_Pow and factor.exp == -1:
+        if _inverts(factor):
             below.append(factor.base)
         else:
             above.append(factor)
@@ -511,7 +511,7 @@ def _digits(number: Any) -> str:
     return str(number) if number.is_Integer else repr(float(number))
 
 
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -571,7 +571,7 @@ def parse(expression: str, parameters: Iterable[str]) -> tuple[Trace, Any]:
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
@@ -603,8 +603,8 @@ def whole_exponents(expression: str, params: Mapping[str, float]) -> tuple[tuple
 
 @cache
 def _exponents(expression: str, parameters: tuple[str, ...]) -> tuple[str, ...]:
-    record, root = parse(expression, parameters)
-    powers = [step for symbol, step in record.steps.items() if step.is_Pow]
+    record, _ = parse(expression, parameters)
+    powers = [step for step in record.steps.values() if step.is_Pow]
     return tuple(name for name in parameters if any(step.exp == record.inputs[name] for step in powers))
 
 
@@ -656,6 +656,10 @@ def _code(record: Trace, roots: tuple[Any, Any, Any], parameters: tuple[str, ...
     return source, tuple(writer.calls)
 
 
+def _inverts(step: Any) -> bool:
+    return bool(step.is_Pow and step.exp == -1)
+
+
 class _Writer:
     """Steps as lines of a kernel.
 
@@ -673,9 +677,7 @@ class _Writer:
         self._lines: dict[str, str] = {}
         self._ranges = _Ranges(record.steps)
         often, needed = record.needed(*roots[:2]), record.needed(*roots)
-        self._reciprocals = {
-            step.base: symbol for symbol, step in record.steps.items() if step.is_Pow and step.exp == -1 and symbol in often
-        }
+        self._reciprocals = {step.base for symbol, step in record.steps.items() if symbol in often and _inverts(step)}
         for symbol in [*(s for s in record.steps if s in often), *(s for s in record.steps if s in needed - often)]:
             self._counting = symbol in often
             self._texts[symbol] = self._line(self._step(record.steps[symbol]))
@@ -908,8 +910,3 @@ class _Ranges:
         if isinstance(step, Softplus):
             return zero, infinity
         return -infinity, infinity
-
-
-def plain(expression: str, parameters: tuple[str, ...]) -> Callable[..., Any]:
-    """The kernel's ``terms`` in plain Python and float64, to step through in a debugger."""
-    return kernel(expression, parameters).factory(Toolbox(np.dtype(np.float64), compiled=False))  # type: ignore[no-any-return]

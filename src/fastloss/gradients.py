@@ -13,7 +13,7 @@ from fastloss.losses.base import Loss
 Array = arrays.Array
 
 _STEPS = (1e-3, 1e-4, 1e-5)
-"""Tried in turn for each element, since a kink may lie within a step; a derivative is wrong if no step agrees with it."""
+"""Tried in turn for each element, since a kink may lie within a step; what no step agrees with is wrong."""
 
 _SHOWN = 5
 
@@ -127,15 +127,15 @@ def _compare(what: str, found: Array, p: Array, tolerance: float, function: Any)
     """The largest relative error of derivatives; an `AssertionError` if one is above `tolerance`."""
     scale = float(np.max(np.abs(found[np.isfinite(found)]), initial=0.0))
     estimates, errors = np.empty(p.shape), np.empty(p.shape)
+    errors.fill(np.inf)
     for index in np.ndindex(p.shape):
-        tries = [_difference(function, p, index, step) for step in _STEPS[:1]]
-        errors[index] = _error(found[index], tries[0], scale)
-        for step in _STEPS[1:]:
+        for step in _STEPS:
+            estimate = _difference(function, p, index, step)
+            error = _error(float(found[index]), estimate, scale)
+            if not error >= errors[index]:
+                errors[index], estimates[index] = error, estimate
             if errors[index] <= tolerance:
                 break
-            tries.append(_difference(function, p, index, step))
-            errors[index] = min(errors[index], _error(found[index], tries[-1], scale))
-        estimates[index] = min(tries, key=lambda estimate: _error(found[index], estimate, scale))
     wrong = np.argwhere(~(errors <= tolerance))
     if len(wrong):
         lines = [

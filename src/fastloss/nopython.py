@@ -30,7 +30,7 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
         An ``@njit`` function ``(y_true, y_pred, weight, grad) -> value``:
 
         * ``y_pred``: floats of shape (samples, elements). Of shape (samples,) for a pointwise loss, samples of one
-          element each.
+          element each; so it must be for `ContrastiveLoss`. With ``axis=None`` all elements are one sample.
         * ``y_true``: real numbers of the same shape, or integers of shape (samples,) where targets are class indices.
         * ``weight``: one number a sample, in `dtype`, or None.
         * ``grad``: where the gradient is written, C-contiguous and of ``y_pred``'s shape; it must not overlap the other
@@ -50,11 +50,12 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
     Notes
     -----
     Arguments are not broadcast, and their types decide what is compiled: one kernel for each combination of dtypes, and
-    of what is None. ``y_true``, ``y_pred`` and ``weight`` that are not C-contiguous are copied in every call. It runs on
-    the thread that calls it, and may be called from several.
+    of what is None. ``y_true``, ``y_pred`` and ``weight`` that are not C-contiguous are copied in every call. It runs
+    on the thread that calls it, and may be called from several.
 
-    Kernels come from the cache on disk, or are compiled and put there. The function that calls them is compiled by Numba
-    as usual; with ``@njit(cache=True)`` it holds a copy of the kernel, which an update of the package does not replace.
+    Kernels come from the cache on disk, or are compiled and put there. The function that calls them is compiled by
+    Numba as usual; with ``@njit(cache=True)`` it holds a copy of the kernel, which an update of the package does not
+    replace.
 
     Examples
     --------
@@ -99,10 +100,10 @@ def _loss(loss: Any, options: dict[str, Any]) -> KernelLoss:
 
 
 def _form(loss: KernelLoss, dtype: np.dtype[Any]) -> Form:
-    options = loss.get_config()
-    axis = options.get("axis", -1)
-    if axis not in (-1, 1, (-1,), (1,), None):
-        raise TypeError(f"`axis` must be the last one, or None for all: samples are rows; got {axis!r}")
+    y = np.zeros(2, np.int64) if loss.class_indices else np.zeros((2, 3))
+    layout = loss._layout(y, np.zeros((2, 3)), samples=False, flat=False)
+    if layout.order is not None:
+        raise TypeError("`axis` must be the last one, or None for all: samples are rows")
     if loss.reduction in ("none", None):
         raise TypeError("`reduction` must not be 'none': the function returns one number")
     kernel = loss._kernel()
@@ -114,10 +115,10 @@ def _form(loss: KernelLoss, dtype: np.dtype[Any]) -> Form:
         kernel,
         dtype.name,
         (*params, 0.0),
-        whole=axis is None,
+        samples={2: "rows", 1: "whole"}.get(layout.p.shape[0], "elements"),
         index=loss.class_indices,
         smooth=kernel.shape == "rowwise" and params[0] > 0,
         mean=loss.per_sample == "mean",
         divisor={"sum": "one", "mean_with_sample_weight": "weights"}.get(loss.reduction, "samples"),
-        ignored=options.get("ignore_class"),
+        ignored=loss.get_config().get("ignore_class"),
     )

@@ -84,7 +84,7 @@ class _Traced:
     def __float__(self) -> NoReturn:
         refuse("a conversion to a number, as the functions of `math` make it", _hint())
 
-    __int__ = __complex__ = __index__ = __float__  # type: ignore[assignment]
+    __int__ = __complex__ = __index__ = __float__
 
     def __iter__(self) -> NoReturn:
         refuse("a loop over elements", "y and p are single numbers; for losses of a row see fastloss.rowwise")

@@ -1,13 +1,14 @@
 """What a kernel's machine code depends on, as text: the part of its disk cache's key that tells two kernels apart.
 
-The package's own kernels are told apart by name, and their sources are part of the cache's environment. A kernel
-that was generated brings its source. Of one that a user wrote, the factory is read as compilation will see it: bytecode,
+The package's own kernels are told apart by name, and their sources are part of the cache's environment. A kernel that
+was generated brings its source. Of one that a user wrote, the factory is read as compilation will see it: bytecode,
 constants, defaults, closure, the globals it names, and the same of every function reached that way. Where something is
 reached whose content cannot be read, there is no fingerprint, and the kernel is not kept on disk.
 """
 
 from __future__ import annotations
 
+import builtins
 import dis
 import hashlib
 import math
@@ -18,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from fastloss.kernels import definition
-from fastloss.kernels.definition import Kernel
+from fastloss.kernels.definition import Kernel, RowFunctions
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 _MODULES = (math, np)
-_PACKAGE = definition.__name__.partition(".")[0]
 _OWN_KERNELS = definition.__name__.rpartition(".")[0]
 
 
@@ -55,12 +55,10 @@ def _read(item: Any, seen: dict[int, int]) -> Iterable[str]:
         yield f"{type(item).__name__} {len(item)}"
         for member in item if isinstance(item, tuple) else sorted(item, key=repr):
             yield from _read(member, seen)
-    elif item in _MODULES:
+    elif any(item is module for module in _MODULES):
         yield f"module {item.__name__}"
-    elif isinstance(item, types.BuiltinFunctionType) or isinstance(item, np.ufunc):
-        yield f"built-in {getattr(item, '__module__', '')} {item.__name__}"
-    elif (getattr(item, "__module__", None) or "").partition(".")[0] == _PACKAGE and hasattr(item, "__qualname__"):
-        yield f"{item.__module__}.{item.__qualname__}"  # its source is in the environment, or compiled into nothing
+    elif isinstance(item, (types.BuiltinFunctionType, np.ufunc)) or item is RowFunctions:
+        yield f"{getattr(item, '__module__', '')} {item.__name__}"
     elif id(item) in seen:
         yield f"again {seen[id(item)]}"
     elif isinstance(item, types.FunctionType):
@@ -78,12 +76,11 @@ def _read(item: Any, seen: dict[int, int]) -> Iterable[str]:
 
 def _read_function(function: types.FunctionType, seen: dict[int, int]) -> Iterable[str]:
     code = function.__code__
-    names = set(_globals(code))
     yield from _read_code(code, seen)
     yield from _read(function.__defaults__, seen)
     yield from _read(tuple(sorted((function.__kwdefaults__ or {}).items())), seen)
-    for name in sorted(names):
-        scope = function.__globals__ if name in function.__globals__ else vars(__import__("builtins"))
+    for name in sorted(set(_globals(code))):
+        scope = function.__globals__ if name in function.__globals__ else vars(builtins)
         if name not in scope:
             raise _UnreadableError(name)
         yield f"global {name}"

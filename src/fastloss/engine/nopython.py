@@ -31,7 +31,7 @@ def function(form: Form) -> Any:
         run = _compiled(form, (y_true, y_pred, weight, grad))
         return lambda y_true, y_pred, weight, grad: run(y_true, y_pred, weight, grad)
 
-    @numba.njit(nogil=True)
+    @jit.njit(nogil=True)
     def call(y_true, y_pred, weight, grad):
         return loss(y_true, y_pred, weight, grad)
 
@@ -71,7 +71,8 @@ _DRIVER = "y, p, weights, grad_weights, mask, g, h, values, params, columns, row
 def check(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any) -> None:
     """Refuse arguments of types that cannot be taken."""
     pointwise = form.kernel.shape == "pointwise"
-    _check_array("y_pred", y_pred, (1, 2) if pointwise or form.whole else (2,), "f")
+    ranks = (1, 2) if pointwise or form.samples == "whole" else (2,)
+    _check_array("y_pred", y_pred, (1,) if form.samples == "elements" else ranks, "f")
     _check_array("y_true", y_true, (1,) if form.index else (y_pred.ndim,))
     if not isinstance(weight, types.NoneType):
         _check_array("weight", weight, (1,))
@@ -97,7 +98,7 @@ def _name(array: types.Array) -> str:
 def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any) -> Any:
     """The function in Python, for arguments of these types of Numba's."""
     WEIGHTED, GRADIENT = isinstance(weight, types.Array), isinstance(grad, types.Array)
-    MASKED, INDEX, WHOLE, MEAN = form.ignored is not None, form.index, form.whole, form.mean
+    MASKED, INDEX, WHOLE, MEAN = form.ignored is not None, form.index, form.samples == "whole", form.mean
     POINTWISE = form.kernel.shape == "pointwise"
     FLAT = POINTWISE and not WEIGHTED and not MASKED
     SHORT = POINTWISE and not FLAT
@@ -126,7 +127,7 @@ def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any
     short_driver = driver(True) if SHORT else rows_driver
     compute, ignored, constants = dtype.type, form.ignored, tuple(dtype.type(x) for x in form.params)
 
-    def run(y_true, y_pred, weight, grad):
+    def run(y_true, y_pred, weight, grad) -> Any:
         p = np.ascontiguousarray(y_pred)
         y = np.ascontiguousarray(y_true)
         if VIEWED:
@@ -141,14 +142,14 @@ def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any
             if y_true.shape != y_pred.shape:
                 raise ValueError("`y_true` must have the shape of `y_pred`")
             labels = y.reshape((rows, columns))
-        g = None
+        g: Any = None
         if GRADIENT:
             if grad.shape != y_pred.shape:
                 raise ValueError("`grad` must have the shape of `y_pred`")
             if grad.ctypes.data == y_pred.ctypes.data and p.size > 0:
                 raise ValueError("`grad` must not be `y_pred`")
             g = grad.reshape((rows, columns))
-        w = None
+        w: Any = None
         if WEIGHTED:
             if weight.size != rows:
                 raise ValueError("`weight` must have one number a sample")
@@ -156,7 +157,7 @@ def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any
         if p.size == 0:
             return np.nan if MEAN and rows > 0 else 0.0
         counted = float(rows)
-        mask = None
+        mask: Any = None
         if MASKED:
             mask = (y != ignored).view(np.uint8)
             counted = float(mask.sum())
@@ -183,9 +184,7 @@ def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any
         per_unit = max(1, UNIT_ELEMENTS // length)
         matrix = p.reshape((rows, columns))
         if SHORT and columns <= SHORT_ROW:
-            value, bad = short_driver(
-                labels, matrix, w, w, mask, g, None, None, params, length, per_unit, scale, scale
-            )
+            value, bad = short_driver(labels, matrix, w, w, mask, g, None, None, params, length, per_unit, scale, scale)
         else:
             value, bad = rows_driver(labels, matrix, w, w, mask, g, None, None, params, length, per_unit, scale, scale)
         if bad >= 0:

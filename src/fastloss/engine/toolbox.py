@@ -67,7 +67,7 @@ class Toolbox(ModuleType):
 
 
 def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
-    """Square roots, signs, and selections that keep a NaN in either operand, which the processor's min and max do not."""
+    """Square roots, signs, and selections that keep a NaN in either operand, as the processor's min and max do not."""
 
     def where(condition, a, b):
         return a if condition else b

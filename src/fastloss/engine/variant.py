@@ -78,9 +78,10 @@ class Form:
         Name of the compute dtype.
     params : tuple of float
         The kernel's parameters and one number more; those of label smoothing are for a single class.
-    whole, index, smooth, mean : bool
-        All rows are one sample; the targets are class indices; they are smoothed; a sample's loss is the mean of its
-        elements'.
+    samples : {"rows", "whole", "elements"}
+        What a sample is: a row, everything, or a single element.
+    index, smooth, mean : bool
+        The targets are class indices; they are smoothed; a sample's loss is the mean of its elements'.
     divisor : {"samples", "weights", "one"}
         What the sum of the samples' losses is divided by.
     ignored : int or None
@@ -90,7 +91,7 @@ class Form:
     kernel: Kernel
     dtype: str
     params: tuple[float, ...]
-    whole: bool
+    samples: str
     index: bool
     smooth: bool
     mean: bool

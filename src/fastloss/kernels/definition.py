@@ -110,6 +110,9 @@ class Kernel:
         """By reference, as functions are pickled: ``@pointwise`` leaves no factory that could be found by its name."""
         return find, (self.reference,)
 
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
+
     @property
     def reference(self) -> str:
         """Where the kernel is found: the factory's module and its name there."""

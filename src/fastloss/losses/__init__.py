@@ -52,13 +52,13 @@ from fastloss.losses.hinge import (
 from fastloss.losses.identifiers import deserialize, get, register, serialize
 from fastloss.losses.kappa import WeightedKappaLoss
 from fastloss.losses.npairs import NpairsLoss, NpairsMultilabelLoss, npairs_loss, npairs_multilabel_loss
-from fastloss.losses.own import ExpressionLoss, OwnKernelLoss, from_function, from_kernel
 from fastloss.losses.overlap import (
     Dice,
     Tversky,
     dice,
     tversky,
 )
+from fastloss.losses.own import ExpressionLoss, OwnKernelLoss, from_function, from_kernel
 from fastloss.losses.regression import (
     ContrastiveLoss,
     CosineSimilarity,

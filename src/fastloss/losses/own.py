@@ -65,8 +65,9 @@ class ExpressionLoss(_OwnLoss):
     Parameters
     ----------
     expression : str
-        The loss of one element, in terms of ``y`` (target), ``p`` (prediction) and the parameters: arithmetic, conditions
-        and the functions of `fastloss.symbols`, in Python's notation. Statements ``name = ...;`` may come before it.
+        The loss of one element, in terms of ``y`` (target), ``p`` (prediction) and the parameters: arithmetic,
+        conditions and the functions of `fastloss.symbols`, in Python's notation. Statements ``name = ...;`` may come
+        before it.
     params : dict, optional
         Value of each parameter by name. They are run-time arguments of the kernel: other values compile nothing, unless
         they are exponents that are small whole numbers. Each is an attribute of the loss.
@@ -114,7 +115,7 @@ class ExpressionLoss(_OwnLoss):
         super().__init__(name, reduction, dtype)
         self.expression = expression
         self.params = params
-        self.per_sample = per_sample  # type: ignore[misc, assignment]
+        self.per_sample = per_sample
         _expressions().parse(self.expression, self.params)
 
     def _kernel(self) -> Kernel:
@@ -139,8 +140,9 @@ def from_function(
 ) -> ExpressionLoss:
     """Make a compiled loss of a Python function of one target and one prediction.
 
-    The function is called once, with symbols. What it does to them is differentiated twice with SymPy and compiled as the
-    package's own kernels are: value, gradient and diagonal Hessian in one pass, on one thread or several, cached on disk.
+    The function is called once, with symbols. What it does to them is differentiated twice with SymPy and compiled as
+    the package's own kernels are: value, gradient and diagonal Hessian in one pass, on one thread or several, cached on
+    disk.
 
     Parameters
     ----------
@@ -187,14 +189,14 @@ def from_function(
     if not callable(function):
         raise TypeError(f"`function` must be a function of target, prediction and parameters, got {function!r}")
     params = {**expressions.parameter_names(function, params), **params}
-    label = name or getattr(function, "__name__", "")
+    label = str(name or getattr(function, "__name__", ""))
     record, root = expressions.trace(function, params)
     return ExpressionLoss(
         expressions.text(record, root),
         params,
         per_sample,
         reduction,
-        label if label.isidentifier() else "expression_loss",
+        label if name or label.isidentifier() else "expression_loss",  # lambdas have a name that is none
         dtype,
     )
 
@@ -209,8 +211,8 @@ class OwnKernelLoss(_OwnLoss):
     kernel : fastloss.Kernel or str
         The kernel, or where it is found: ``"module:name"``, of a module that is imported already.
     params : dict, optional
-        Value of each of the kernel's parameters by name. They are run-time arguments: other values compile nothing. Each
-        is an attribute of the loss.
+        Value of each of the kernel's parameters by name. They are run-time arguments: other values compile nothing.
+        Each is an attribute of the loss.
     axis : int, tuple of int or None
         The axes of a sample's elements; one axis if targets are class indices.
     per_sample : {"mean", "sum"}, optional
@@ -233,8 +235,8 @@ class OwnKernelLoss(_OwnLoss):
 
     Notes
     -----
-    Targets of a pointwise kernel may broadcast to the predictions. The config names the kernel by module and name, so it
-    is read back where that module has been imported.
+    Targets of a pointwise kernel may broadcast to the predictions. The config names the kernel by module and name, so
+    it is read back where that module has been imported.
 
     Examples
     --------
@@ -258,12 +260,12 @@ class OwnKernelLoss(_OwnLoss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name, reduction, dtype)
-        self.kernel = kernel  # type: ignore[assignment]
+        self.kernel = kernel
         rowwise = self.kernel.shape == "rowwise"
         self.name = name or self.kernel.name
         self.params = params
         self.axis = axis
-        self.per_sample = per_sample or ("sum" if rowwise else "mean")  # type: ignore[misc, assignment]
+        self.per_sample = per_sample or ("sum" if rowwise else "mean")
         self.labels = labels
         for parameter in self.kernel.params:
             if parameter not in self.params:
