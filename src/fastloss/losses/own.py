@@ -115,7 +115,7 @@ class ExpressionLoss(_OwnLoss):
         super().__init__(name, reduction, dtype)
         self.expression = expression
         self.params = params
-        self.per_sample = per_sample
+        self.per_sample = per_sample  # type: ignore[misc]
         _expressions().parse(self.expression, self.params)
 
     def _kernel(self) -> Kernel:
@@ -265,7 +265,7 @@ class OwnKernelLoss(_OwnLoss):
         self.name = name or self.kernel.name
         self.params = params
         self.axis = axis
-        self.per_sample = per_sample or ("sum" if rowwise else "mean")
+        self.per_sample = per_sample or ("sum" if rowwise else "mean")  # type: ignore[misc]
         self.labels = labels
         for parameter in self.kernel.params:
             if parameter not in self.params:
