@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from fastloss.kernels.definition import Kernel, find
 from fastloss.losses import layout, options
@@ -218,7 +221,8 @@ class OwnKernelLoss(_OwnLoss):
     per_sample : {"mean", "sum"}, optional
         How the elements of a sample become its loss, of a pointwise kernel; by default their mean.
     labels : {"dense", "index"}
-        Whether targets have the shape of the predictions, or are class indices, as a rowwise kernel can take them.
+        Whether targets have the shape of the predictions, or are class indices, which a rowwise kernel takes if it has
+        neither ``regather`` nor ``score``.
     reduction : {"sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none"} or None
         How the per-sample losses become the value.
     name : str, optional
@@ -287,6 +291,8 @@ class OwnKernelLoss(_OwnLoss):
         return self.labels == "index"
 
     def _kernel(self) -> Kernel:
+        if self.class_indices:
+            _check_takes_indices(self.kernel)
         return self.kernel
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
@@ -301,6 +307,18 @@ class OwnKernelLoss(_OwnLoss):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, so that ``from_config(get_config())`` makes an equal loss."""
         return {**super().get_config(), "kernel": self.kernel.reference}
+
+
+@cache
+def _check_takes_indices(kernel: Kernel) -> None:
+    from fastloss.engine.toolbox import toolbox
+
+    functions = kernel.factory(toolbox(np.dtype(np.float64)))
+    for stage in ("regather", "score"):
+        if getattr(functions, stage) is not None:
+            raise TypeError(
+                f"`labels` must be 'dense' for a kernel with `{stage}`, which sees the target of each class"
+            )
 
 
 def _own_kernel(name: str, value: Any) -> Kernel:
