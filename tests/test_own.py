@@ -335,6 +335,18 @@ def test_text_is_read_as_it_was_written(name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-15)
 
 
+def test_a_long_function_is_no_trouble():
+    def series(y, p):
+        total = p - y
+        for k in range(1, 700):
+            total = 0.999 * total + p / (k * k)
+        return total
+
+    found = terms(series)
+    assert found(0.5, 1.0)[0] == pytest.approx(series(0.5, 1.0), rel=1e-13)
+    assert found(0.5, 1.0)[1] == pytest.approx(series(0.0, 1.0), rel=1e-13)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -368,8 +368,9 @@ def parameter_names(function: Callable[..., Any], given: Iterable[str]) -> dict[
 
 def differentiate(record: Trace, root: Any, known: dict[Any, Any]) -> Any:
     """The derivative of a name in the prediction; `known` holds those found before."""
-    for symbol in [symbol for symbol in record.steps if symbol in record.needed(root)]:
-        if symbol not in known:
+    needed = record.needed(root)
+    for symbol in list(record.steps):
+        if symbol in needed and symbol not in known:
             known[symbol] = _derivative(record, record.steps[symbol], known)
     return _of(root, known)
 
@@ -392,7 +393,7 @@ def _derivative(record: Trace, step: Any, known: dict[Any, Any]) -> Any:
     if not any(slope != 0 for slope in slopes):
         return sympy.S.Zero
     if isinstance(step, Missing):
-        return step.args and name(step)
+        return name(step)
     if isinstance(step, (Maximum, Minimum)):
         (a, b), (da, db) = args, slopes
         larger, smaller = (a, b) if isinstance(step, Maximum) else (b, a)
@@ -440,13 +441,16 @@ def text(record: Trace, root: Any) -> str:
             printed[symbol] = str(symbol), _ATOM
             continue
         written = _in_python(record.steps[symbol], printed)
-        if uses[symbol] > 1:
+        if uses[symbol] > 1 or len(written[0]) > _LONG_TEXT:
             label = f"_{len(statements) + 1}"
             statements.append(f"{label} = {written[0]}")
             written = label, _ATOM
         printed[symbol] = written
     return "; ".join([*statements, _in_python(root, printed)[0]])
 
+
+_LONG_TEXT = 100
+"""From this length on a step gets a statement of its own: Python reads no more than 200 parentheses in each other."""
 
 _CONDITION, _SUM, _PRODUCT, _SIGNED, _POWER, _ATOM = range(6)
 """How strongly the outermost operation of a text binds."""
@@ -680,6 +684,7 @@ class _Writer:
         self._reciprocals = {step.base for symbol, step in record.steps.items() if symbol in often and _inverts(step)}
         for symbol in [*(s for s in record.steps if s in often), *(s for s in record.steps if s in needed - often)]:
             self._counting = symbol in often
+            self._ranges(symbol)  # known in this order, it takes no recursion
             self._texts[symbol] = self._line(self._step(record.steps[symbol]))
 
     def _line(self, code: str) -> str:
