@@ -478,6 +478,8 @@ def test_arguments_of_from_kernel():
         losses.from_kernel(brier, per_sample="mean")
     with pytest.raises(ValueError, match="No kernel is found at 'nowhere:at_all'"):
         losses.OwnKernelLoss("nowhere:at_all")
+    with pytest.raises(pickle.PicklingError, match="at the top of a module"):
+        pickle.dumps(losses.from_kernel(_scaled(2.0)))
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -525,6 +527,7 @@ def test_kernels_of_one_name_have_keys_of_their_own(monkeypatch):
     assert first.name == second.name
     assert key(first) != key(second)
     assert key(replace(kernels.huber, source="x")) != key(kernels.huber)
+    assert key(replace(_scaled(2.0), binary_labels=True)) != key(_scaled(2.0))
 
 
 def test_what_a_kernel_reaches_is_part_of_its_key():

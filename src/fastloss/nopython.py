@@ -32,7 +32,7 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
         * ``y_pred``: floats of shape (samples, elements). Of shape (samples,) for a pointwise loss, samples of one
           element each; so it must be for `ContrastiveLoss`. With ``axis=None`` all elements are one sample.
         * ``y_true``: real numbers of the same shape, or integers of shape (samples,) where targets are class indices.
-        * ``weight``: one number a sample, in `dtype`, or None.
+        * ``weight``: real numbers of shape (samples,), or None.
         * ``grad``: where the gradient is written, C-contiguous and of ``y_pred``'s shape; it must not overlap the other
           arrays. None computes the value alone.
         * ``value``: float64. The weighted sum of the samples' losses, divided by the number of samples unless the

@@ -41,10 +41,9 @@ def key(variant: Variant) -> str | None:
 
     None if that cannot be told, as the kernel is a user's and refers to something that cannot be read.
     """
-    fingerprint = fingerprints.of(variant.kernel)
-    if fingerprint is None:
+    kernel = fingerprints.of(variant.kernel)
+    if kernel is None:
         return None
-    kernel = (variant.kernel.name, variant.kernel.shape, variant.kernel.params, fingerprint)
     return repr([(f.name, kernel if f.name == "kernel" else getattr(variant, f.name)) for f in fields(variant)])
 
 

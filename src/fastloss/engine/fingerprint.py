@@ -14,6 +14,7 @@ import hashlib
 import math
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,25 @@ class _UnreadableError(Exception):
 
 def of(kernel: Kernel) -> str | None:
     """The fingerprint of a kernel, or None if its content cannot be read as a whole."""
-    if kernel.source is not None:
-        return kernel.source
-    if (getattr(kernel.factory, "__module__", None) or "").rpartition(".")[0] == _OWN_KERNELS:
-        return ""
-    try:
-        content = "\n".join(_read(kernel.factory, {}))
-    except _UnreadableError:
-        return None
-    return hashlib.sha256(content.encode()).hexdigest()
+    content = kernel.source
+    if content is None and kernel.factory.__module__.rpartition(".")[0] == _OWN_KERNELS:
+        content = ""
+    if content is None:
+        try:
+            content = hashlib.sha256("\n".join(_read(kernel.factory, {})).encode()).hexdigest()
+        except _UnreadableError:
+            return None
+    told = [getattr(kernel, field.name) for field in fields(kernel) if field.name not in ("factory", "source")]
+    return repr((*told, content))
 
 
 def _read(item: Any, seen: dict[int, int]) -> Iterable[str]:
     """Everything in `item`, depth first; `seen` numbers what may be reached twice, or from itself."""
     if isinstance(item, _SCALARS):
         yield f"{type(item).__name__} {item!r}"
-    elif isinstance(item, np.dtype) or (isinstance(item, type) and issubclass(item, (*_SCALARS, np.generic))):
+    elif isinstance(item, np.dtype) or (
+        isinstance(item, type) and (item.__module__ == "builtins" or issubclass(item, np.generic))
+    ):
         yield f"type {item!r}"
     elif isinstance(item, np.generic) or (isinstance(item, np.ndarray) and not item.dtype.hasobject):
         yield f"array {item.dtype.str} {item.shape} {hashlib.sha256(item.tobytes()).hexdigest()}"

@@ -44,7 +44,7 @@ def _compiled(form: Form, arguments: tuple[Any, ...]) -> Any:
     """The function for arguments of these types, from the cache on disk or compiled now."""
     fingerprint = fingerprints.of(form.kernel)
     values = [getattr(form, field.name) for field in fields(form) if field.name != "kernel"]
-    key = None if fingerprint is None else repr(("nopython", form.kernel.name, fingerprint, values, arguments))
+    key = None if fingerprint is None else repr(("nopython", fingerprint, values, arguments))
     result = disk.obtain(form.kernel.name, key, lambda: _compile(form, arguments))
     return _linkable(result, "y_true, y_pred, weight, grad")
 

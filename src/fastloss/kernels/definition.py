@@ -23,6 +23,7 @@ Three shapes exist:
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,12 @@ class Kernel:
 
     def __reduce__(self) -> Any:
         """By reference, as functions are pickled: ``@pointwise`` leaves no factory that could be found by its name."""
+        try:
+            found = find(self.reference)
+        except ValueError as error:
+            raise pickle.PicklingError(str(error)) from None
+        if found is not self:
+            raise pickle.PicklingError(f"Another kernel is found at {self.reference!r}")
         return find, (self.reference,)
 
     def __deepcopy__(self, memo: Any) -> Kernel:
