@@ -294,7 +294,12 @@ def test_whole_exponents_are_multiplied_out():
     assert "xp.pow" not in losses.from_function(power, gamma=3)._kernel().source
     assert "xp.pow" in losses.from_function(power, gamma=2.5)._kernel().source
     assert terms(power, gamma=3)(1.0, 3.0) == (8, 12, 12)
-    assert terms(power, gamma=0)(1.0, 3.0) == (1, 0, 0)
+
+    def powers(y, p, gamma):
+        return p * abs(gamma) * maximum(p**gamma, 0.5) + where((p**gamma > 0) | (gamma < 0), tanh(p**gamma), 2.0) * p
+
+    assert terms(powers, gamma=0)(1.0, 3.0) == pytest.approx((3 * math.tanh(1), math.tanh(1), 0))
+    assert terms(powers, gamma=2)(1.0, 3.0)[0] == pytest.approx(54 + 3 * math.tanh(9))
 
 
 def test_an_expression_survives_configs_pickles_and_copies():

@@ -305,12 +305,27 @@ def _literal(value: Any) -> Any:
 
 
 def _constant(expression: Any) -> Any:
-    """A number that SymPy worked out."""
+    """An expression without names as a number."""
     if expression.is_Rational or expression.is_Float:
         return expression
+    if type(expression) in _NAMES:
+        return _literal(_evaluate(expression))
     if not expression.is_finite or not expression.is_real:
         refuse(f"{expression}", "it is no finite real number")
     return sympy.Float(float(expression))
+
+
+def _evaluate(expression: Any) -> Any:
+    """What a function of numbers gives, or whether a condition on them holds."""
+    if expression.is_Rational or expression.is_Float:
+        return float(expression)
+    operands = [_evaluate(part) for part in expression.args]
+    known = {Greater: "gt", GreaterEqual: "ge", Equal: "eq", NotEqual: "ne", Both: "and_", Either: "or_"}
+    if type(expression) in known:
+        return getattr(operator, known[type(expression)])(*operands)
+    if isinstance(expression, Neither):
+        return not operands[0]
+    return _FUNCTIONS[_NAMES[type(expression)]](*operands)
 
 
 def trace(function: Callable[..., Any], parameters: Iterable[str]) -> tuple[Trace, Any]:
@@ -621,9 +636,9 @@ def kernel(expression: str, parameters: tuple[str, ...], fixed: tuple[tuple[str,
     expression : str
         Text that `parse` takes.
     parameters : tuple of str
-        Names of all parameters, those fixed included: they are passed, and not used.
+        Names of all parameters, those fixed included.
     fixed : tuple of (str, int)
-        Parameters that are constants of this kernel. A power costs 3 ns an element, a multiplication a twentieth.
+        Parameters that are constants of this kernel as exponents. A power costs 3 ns an element, a multiplication 0.1.
     """
     record, root = parse(expression, parameters)
     if fixed:
@@ -638,10 +653,13 @@ def kernel(expression: str, parameters: tuple[str, ...], fixed: tuple[tuple[str,
 
 
 def _fix(record: Trace, root: Any, values: dict[str, int], parameters: tuple[str, ...]) -> tuple[Trace, Any]:
-    """The same trace with numbers for some parameters."""
+    """The same trace with numbers for some parameters, where they are exponents."""
     result = Trace(parameters)
-    names = {record.inputs[name]: sympy.Integer(value) for name, value in values.items()}
+    numbers = {record.inputs[name]: sympy.Integer(value) for name, value in values.items()}
+    names: dict[Any, Any] = {}
     for symbol, step in record.steps.items():
+        if step.is_Pow and step.exp in numbers:
+            step = sympy.Pow(step.base, numbers[step.exp])
         names[symbol] = result.record(step.xreplace(names))
     return result, root.xreplace(names)
 
