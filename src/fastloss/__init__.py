@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastloss import losses as losses
     from fastloss import monitor as monitor
     from fastloss import regularizers as regularizers
+    from fastloss import symbols as symbols
     from fastloss.balance import class_weight as class_weight
     from fastloss.clipping import clip_by_global_norm as clip_by_global_norm
     from fastloss.clipping import clip_by_norm as clip_by_norm
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from fastloss.diagnosis import diagnose as diagnose
     from fastloss.engine.threads import get_num_threads as get_num_threads
     from fastloss.engine.threads import set_num_threads as set_num_threads
+    from fastloss.gradients import check_gradient as check_gradient
+    from fastloss.kernels.definition import Kernel as Kernel
+    from fastloss.kernels.definition import RowFunctions as RowFunctions
+    from fastloss.kernels.definition import pointwise as pointwise
+    from fastloss.kernels.definition import rowwise as rowwise
+    from fastloss.nopython import kernel as kernel
     from fastloss.numerics import NumericsError as NumericsError
     from fastloss.numerics import NumericsWarning as NumericsWarning
     from fastloss.settings import floatx as floatx
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "monitor", "regularizers")
+_MODULES = ("losses", "monitor", "regularizers", "symbols")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
@@ -44,6 +51,12 @@ _HOME = {
     "clip_by_norm": "fastloss.clipping",
     "clip_by_value": "fastloss.clipping",
     "diagnose": "fastloss.diagnosis",
+    "Kernel": "fastloss.kernels.definition",
+    "RowFunctions": "fastloss.kernels.definition",
+    "check_gradient": "fastloss.gradients",
+    "kernel": "fastloss.nopython",
+    "pointwise": "fastloss.kernels.definition",
+    "rowwise": "fastloss.kernels.definition",
     "floatx": "fastloss.settings",
     "get_check_numerics": "fastloss.settings",
     "set_check_numerics": "fastloss.settings",
@@ -56,9 +69,12 @@ _HOME = {
 __all__ = [
     "Diagnosis",
     "Finding",
+    "Kernel",
     "NumericsError",
     "NumericsWarning",
+    "RowFunctions",
     "__version__",
+    "check_gradient",
     "class_weight",
     "clip_by_global_norm",
     "clip_by_norm",
@@ -67,12 +83,16 @@ __all__ = [
     "floatx",
     "get_check_numerics",
     "get_num_threads",
+    "kernel",
     "losses",
     "monitor",
+    "pointwise",
     "regularizers",
+    "rowwise",
     "set_check_numerics",
     "set_floatx",
     "set_num_threads",
+    "symbols",
     "warmup",
 ]
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -62,8 +63,8 @@ def environment() -> str:
 
 
 def _path(name: str, key: str) -> Path | None:
-    place = folder()
-    return place and place / f"{name}-{_DIGEST((environment() + key).encode()).hexdigest()[:32]}.kernel"
+    place, label = folder(), re.sub(r"\W", "_", name)
+    return place and place / f"{label}-{_DIGEST((environment() + key).encode()).hexdigest()[:32]}.kernel"
 
 
 def load(name: str, key: str) -> Any | None:
@@ -88,8 +89,10 @@ def load(name: str, key: str) -> Any | None:
         return None
 
 
-def obtain(name: str, key: str, make: Callable[[], Any]) -> Any:
-    """The stored compile result of that key, or the one that `make` returns, which is stored then."""
+def obtain(name: str, key: str | None, make: Callable[[], Any]) -> Any:
+    """The stored compile result of that key, or the one that `make` returns, which is stored then; not without key."""
+    if key is None:
+        return make()
     result = load(name, key)
     if result is None:
         result = make()

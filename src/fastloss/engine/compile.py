@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastloss.engine import cache as disk
+from fastloss.engine import fingerprint as fingerprints
 from fastloss.engine import storage
 from fastloss.engine.variant import Variant
 
@@ -34,11 +36,15 @@ class Compiled:
     result: Any
 
 
-def key(variant: Variant) -> str:
-    """The variant as text: everything about it but the kernel's source, which is part of the cache's environment."""
-    return repr(
-        [(f.name, v.name if f.name == "kernel" else v) for f in fields(variant) for v in [getattr(variant, f.name)]]
-    )
+def key(variant: Variant) -> str | None:
+    """The variant as text: everything about it but the sources in the cache's environment.
+
+    None if that cannot be told, as the kernel is a user's and refers to something that cannot be read.
+    """
+    kernel = fingerprints.of(variant.kernel)
+    if kernel is None:
+        return None
+    return repr([(f.name, kernel if f.name == "kernel" else getattr(variant, f.name)) for f in fields(variant)])
 
 
 @cache
@@ -56,7 +62,7 @@ def _compile(variant: Variant) -> Any:
     from fastloss.engine.drivers import build
 
     function = build(variant)
-    function.__name__ = function.__qualname__ = f"{variant.kernel.name}_{variant.dtype}"
+    function.__name__ = function.__qualname__ = re.sub(r"\W", "_", f"{variant.kernel.name}_{variant.dtype}")
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=variant.parallel)(function)
     arguments = signature(variant)
     dispatcher.compile(arguments)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastloss.engine import threads
 from fastloss.engine.compile import compiled
-from fastloss.engine.variant import CELLS, FEW_ROWS, FLAT_COLUMNS, LONG_ROW, SHORT_ROW, UNIT_ELEMENTS, Form, Variant
+from fastloss.engine.variant import CELLS, FEW_ROWS, FLAT_COLUMNS, LONG_ROW, SHORT_ROW, UNIT_ELEMENTS, Loops, Variant
 
 NANOSECONDS = {"exp": 0.3, "log": 0.3, "div": 0.1, "pow": 3.0, "memory": 0.25}
 """About what an element costs on one thread: enough to tell when a second one pays."""
@@ -19,7 +19,7 @@ ROW_NANOSECONDS = 40.0
 """What a row of a rowwise loss costs besides its elements."""
 
 
-def _form(variant: Variant, rows: int, columns: int) -> Form:
+def _form(variant: Variant, rows: int, columns: int) -> Loops:
     """How the loops of `variant` are to go over data of this shape."""
     if variant.kernel.shape == "rowwise":
         if variant.kernel.divisible and rows < FEW_ROWS and columns >= LONG_ROW:

@@ -67,7 +67,7 @@ class Toolbox(ModuleType):
 
 
 def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
-    """Square roots, and selections that keep a NaN in either operand, which the processor's min and max do not."""
+    """Square roots, signs, and selections that keep a NaN in either operand, as the processor's min and max do not."""
 
     def where(condition, a, b):
         return a if condition else b
@@ -85,7 +85,10 @@ def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]
     def sqrt(x):
         return np.sqrt(x)
 
-    return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip, sqrt)}
+    def copysign(x, y):
+        return np.copysign(x, y)
+
+    return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip, sqrt, copysign)}
 
 
 @cache

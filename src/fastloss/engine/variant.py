@@ -30,7 +30,7 @@ LONG_ROW = 4 * UNIT_ELEMENTS
 
 FEW_ROWS = 16
 
-Form = Literal["rows", "elements", "cells", "columns", "long"]
+Loops = Literal["rows", "elements", "cells", "columns", "long"]
 """How the loops go over the data: see `fastloss.engine.drivers`."""
 
 
@@ -70,5 +70,38 @@ class Variant:
     index: bool = False
     smooth: bool = False
     vector: bool = False
-    form: Form = "rows"
+    form: Loops = "rows"
     parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """A loss as nopython code calls it; the types of the arguments settle the rest.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        The definition.
+    dtype : str
+        Name of the compute dtype.
+    params : tuple of float
+        The kernel's parameters and one number more; those of label smoothing are for a single class.
+    samples : {"rows", "whole", "elements"}
+        What a sample is: a row, everything, or a single element.
+    index, smooth, mean : bool
+        The targets are class indices; they are smoothed; a sample's loss is the mean of its elements'.
+    divisor : {"samples", "weights", "one"}
+        What the sum of the samples' losses is divided by.
+    ignored : int or None
+        The label of samples that do not count.
+    """
+
+    kernel: Kernel
+    dtype: str
+    params: tuple[float, ...]
+    samples: str
+    index: bool
+    smooth: bool
+    mean: bool
+    divisor: str
+    ignored: int | None

@@ -24,6 +24,8 @@ Three shapes exist:
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -94,6 +96,8 @@ class Kernel:
     divisible : bool
         Of a rowwise kernel: sums are all that its slope needs (no pivot, nothing kept but the prediction, no score, no
         second stage), so a row may be divided among threads.
+    source : str, optional
+        All that the kernel's machine code depends on, of a kernel that was generated.
     """
 
     name: str
@@ -103,12 +107,83 @@ class Kernel:
     calls: tuple[str, ...] = ()
     binary_labels: bool = False
     divisible: bool = False
+    source: str | None = None
+
+    def __reduce__(self) -> Any:
+        """By reference, as functions are pickled: ``@pointwise`` leaves no factory that could be found by its name."""
+        try:
+            found = find(self.reference)
+        except ValueError as error:
+            raise pickle.PicklingError(str(error)) from None
+        if found is not self:
+            raise pickle.PicklingError(f"Another kernel is found at {self.reference!r}")
+        return find, (self.reference,)
+
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
+
+    @property
+    def reference(self) -> str:
+        """Where the kernel is found: the factory's module and its name there."""
+        return f"{self.factory.__module__}:{self.factory.__qualname__}"
+
+
+def find(reference: str) -> Kernel:
+    """The kernel of that `Kernel.reference`, in a module that is imported already."""
+    module, _, name = reference.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, Kernel):
+        raise ValueError(
+            f"No kernel is found at {reference!r}: define it at the top of a module, and import that module first"
+        )
+    return found
 
 
 def pointwise(
     *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), binary_labels: bool = False
 ) -> Callable[[Callable[[Any], Any]], Kernel]:
-    """Make a `Kernel` of a factory that returns ``terms(y, p, *params) -> (loss, slope, curvature)``."""
+    """Make a kernel of a loss of single elements; a decorator.
+
+    Parameters
+    ----------
+    params : tuple of str
+        Names of the run-time parameters.
+    calls : tuple of str
+        The vector functions that value and gradient call for each element, of ``"exp"``, ``"log"``, ``"div"`` and
+        ``"pow"``: the measure of work by which a call chooses its number of threads.
+    binary_labels : bool
+        The first two parameters are a scale and a shift of the targets, which the driver sets to (2, -1) if every
+        target is 0 or 1.
+
+    Returns
+    -------
+    callable
+        Takes a factory and returns its `Kernel`. Called with a toolbox ``xp``, the factory returns
+        ``terms(y, p, *params) -> (loss, slope, curvature)``: the loss of one element, and its first and second
+        derivative in ``p``. All numbers come from ``xp.const``, outside of ``terms``; ``xp.where`` chooses.
+
+    See Also
+    --------
+    fastloss.losses.from_kernel : Makes a loss of a kernel.
+    fastloss.check_gradient : Compares the derivatives with differences.
+
+    Examples
+    --------
+    >>> import fastloss
+    >>> @fastloss.pointwise(params=("scale",))
+    ... def scaled_square(xp):
+    ...     two = xp.const(2.0)
+    ...
+    ...     def terms(y, p, scale):
+    ...         e = p - y
+    ...         return scale * (e * e), two * scale * e, two * scale
+    ...
+    ...     return terms
+    >>> fastloss.losses.from_kernel(scaled_square, scale=3.0)([[0.0]], [[2.0]]).item()
+    12.0
+    """
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
         return Kernel(factory.__name__, "pointwise", factory, params, calls, binary_labels)
@@ -119,7 +194,50 @@ def pointwise(
 def rowwise(
     *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), divisible: bool = False
 ) -> Callable[[Callable[[Any], Any]], Kernel]:
-    """Make a `Kernel` of a factory that returns `RowFunctions`."""
+    """Make a kernel of a loss of whole rows; a decorator.
+
+    Parameters
+    ----------
+    params, calls
+        As for `pointwise`.
+    divisible : bool
+        Sums are all that the slope needs: no pivot, nothing kept but the prediction, no score, no second stage. Then a
+        few long rows are divided among threads.
+
+    Returns
+    -------
+    callable
+        Takes a factory and returns its `Kernel`. Called with a toolbox ``xp``, the factory returns `RowFunctions`.
+
+    See Also
+    --------
+    fastloss.losses.from_kernel : Makes a loss of a kernel.
+
+    Examples
+    --------
+    The length of the error:
+
+    >>> import fastloss
+    >>> @fastloss.rowwise()
+    ... def distance(xp):
+    ...     zero, one = xp.consts(0.0, 1.0)
+    ...
+    ...     def gather(y, p, m):
+    ...         e = p - y
+    ...         return e, e * e, zero, zero
+    ...
+    ...     def finish(m, total, b, c):
+    ...         length = xp.sqrt(total)
+    ...         return length, xp.where(length > zero, one / length, zero), zero
+    ...
+    ...     def slope(y, e, u, v):
+    ...         return e * u
+    ...
+    ...     return fastloss.RowFunctions("none", gather, finish, slope)
+    >>> value, grad = fastloss.losses.from_kernel(distance).value_and_grad([[0.0, 0.0]], [[3.0, 4.0]])
+    >>> print(value, grad.round(3))
+    5.0 [[0.6 0.8]]
+    """
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
         return Kernel(factory.__name__, "rowwise", factory, params, calls, divisible=divisible)

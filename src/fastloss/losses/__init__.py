@@ -58,6 +58,7 @@ from fastloss.losses.overlap import (
     dice,
     tversky,
 )
+from fastloss.losses.own import ExpressionLoss, OwnKernelLoss, from_function, from_kernel
 from fastloss.losses.regression import (
     ContrastiveLoss,
     CosineSimilarity,
@@ -92,6 +93,7 @@ register(
     ContrastiveLoss,
     CosineSimilarity,
     Dice,
+    ExpressionLoss,
     Hinge,
     GIoULoss,
     Huber,
@@ -114,6 +116,7 @@ register(
     WeightedKappaLoss,
     NpairsLoss,
     NpairsMultilabelLoss,
+    OwnKernelLoss,
     TripletHardLoss,
     TripletSemiHardLoss,
     binary_crossentropy,
@@ -162,6 +165,7 @@ __all__ = [
     "ContrastiveLoss",
     "CosineSimilarity",
     "Dice",
+    "ExpressionLoss",
     "GIoULoss",
     "Hinge",
     "Huber",
@@ -175,6 +179,7 @@ __all__ = [
     "MeanSquaredLogarithmicError",
     "NpairsLoss",
     "NpairsMultilabelLoss",
+    "OwnKernelLoss",
     "PinballLoss",
     "Poisson",
     "SigmoidFocalCrossEntropy",
@@ -198,6 +203,8 @@ __all__ = [
     "ctc",
     "deserialize",
     "dice",
+    "from_function",
+    "from_kernel",
     "get",
     "giou_loss",
     "hinge",

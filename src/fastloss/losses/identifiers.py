@@ -138,7 +138,7 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     custom = custom_objects or {}
     found: Any
     if isinstance(config, str):
-        found = custom[config] if config in custom else _find(config)
+        found = custom[config] if config in custom else find(config)
         return found() if inspect.isclass(found) else found
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise ValueError(
@@ -148,7 +148,7 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     if name == "function" and isinstance(arguments, str):  # Keras's form of a function
         name, arguments = arguments, {}
     # TensorFlow Addons writes the name with its package: Addons>GIoULoss.
-    found = custom[name] if name in custom else _find(name.rpartition(">")[2])
+    found = custom[name] if name in custom else find(name.rpartition(">")[2])
     if not isinstance(arguments, dict):
         raise ValueError(
             f"Could not interpret loss identifier: the `config` of {name!r} must be a dict, got {arguments!r}"
@@ -188,7 +188,8 @@ def instance(identifier: Any) -> Loss:
     return found
 
 
-def _find(name: str) -> Any:
+def find(name: str) -> Any:
+    """The class or function handle of that name."""
     known = {**_functions, **_classes, **_composed}
     found = known.get(ALIASES.get(name, name))
     if found is None:
