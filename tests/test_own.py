@@ -704,7 +704,7 @@ def test_a_function_of_ones_own_loss_and_its_errors():
     for arguments, message in (
         ((y[:3], p, None, grad), "`y_true` must have the shape of `y_pred`"),
         ((y, p, None, grad[:3]), "`grad` must have the shape of `y_pred`"),
-        ((y, p, None, p), "`grad` must not be `y_pred`"),
+        ((y, p, None, p), "`grad` must not overlap"),
     ):
         with pytest.raises(ValueError, match=message):
             function(*arguments)
