@@ -436,6 +436,22 @@ def test_weights_behind_a_mask_do_not_exist_either(row, garbage, reduction):
     assert_close(got[1], want[1])
 
 
+@pytest.mark.parametrize(("name", "columns"), [("mean_squared_error", 1), ("sparse_categorical_crossentropy", 5)])
+def test_weights_behind_a_mask_do_not_exist_among_many_rows(name, columns):
+    row = LOSSES[name]
+    y_true, y_pred = data.inputs(row, {}, (2000, columns), seed=3, dtype=np.float64)
+    mask, weights = np.ones(2000, bool), data.rng(5).uniform(0.5, 2.0, 2000)
+    mask[5] = False
+    garbage = np.where(mask, weights, np.nan)
+    for reduction in DISTINCT:
+        loss = row.cls(reduction=reduction)
+        want = loss.value_and_grad(y_true, y_pred, weights, mask=mask)
+        got = loss.value_and_grad(y_true, y_pred, garbage, mask=mask)
+        assert_same_bits(got[0], want[0], reduction)
+        assert_same_bits(got[1], want[1], reduction)
+        assert np.isfinite(got[0]).all()
+
+
 @every_thorough
 @every_float
 def test_a_mask_is_the_batch_without_those_rows(row, dtype):

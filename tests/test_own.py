@@ -751,3 +751,118 @@ def test_the_example_trains():
     results = example.main(["--samples", "2000", "--features", "5", "--only", "fastloss", "scikit-learn"])
     assert results["fastloss"][0] > 0.75
     assert abs(results["fastloss"][0] - results["scikit-learn"][0]) < 0.02
+
+
+def categorical_hinge(keeps):
+    """As the built-in one, but it may keep what it does not need."""
+
+    @fastloss.rowwise()
+    def hinge(xp):
+        zero, one = xp.consts(0.0, 1.0)
+
+        def score(t, p):
+            return (one - t) * p
+
+        def gather(t, p, m):
+            return p, t * p, zero, zero
+
+        def finish(m, right, b, c):
+            loss = xp.maximum(m - right + one, zero)
+            return loss, xp.where(loss > zero, one, zero), zero
+
+        def slope(t, kept, u, v):
+            return (kept - t) * u if keeps == "prediction" else -t * u
+
+        def peak(t, u, v):
+            return (one - t) * u
+
+        return fastloss.RowFunctions("score", gather, finish, slope, keeps=keeps, score=score, peak=peak)
+
+    return losses.from_kernel(hinge)
+
+
+@pytest.mark.parametrize("keeps", ["gathered", "prediction", "nothing"])
+def test_rows_with_a_peak_keep_what_they_say(keeps):
+    """Whether a row stands alone, among many short ones or is long; in place or not."""
+    rng = np.random.default_rng(0)
+    loss = categorical_hinge(keeps)
+    for shape in ((50, 10), (300, 10), (20, 40)):
+        p = rng.uniform(-2, 2, shape)
+        y = np.eye(shape[1])[rng.integers(0, shape[1], shape[0])]
+        value, gradient = loss.value_and_grad(y, p)
+        rows = np.arange(len(p))
+        scores = (1 - y) * p
+        alive = (scores.max(axis=1) - (y * p).sum(axis=1) + 1 > 0)[:, None]
+        want = (p - y if keeps == "prediction" else -y) * alive
+        want[rows, scores.argmax(axis=1)] += ((1 - y)[rows, scores.argmax(axis=1)]) * alive[:, 0]
+        np.testing.assert_allclose(gradient, want / len(p), rtol=1e-12, atol=1e-15)
+        place = p.copy()
+        again = loss.value_and_grad(y, place, out=place)
+        assert again[0] == value
+        np.testing.assert_array_equal(place, gradient)
+
+
+def squares(divisible):
+    @fastloss.rowwise(divisible=divisible)
+    def distance(xp):
+        zero, two = xp.consts(0.0, 2.0)
+
+        def gather(t, p, m):
+            return zero, (p - t) * (p - t), zero, zero
+
+        def finish(m, total, b, c):
+            return total, zero, zero
+
+        def slope(t, p, u, v):
+            return two * (p - t)
+
+        return fastloss.RowFunctions("none", gather, finish, slope, keeps="prediction")
+
+    return losses.from_kernel(distance, labels="index")
+
+
+@pytest.mark.parametrize(("shape", "divisible"), [((50, 10), False), ((300, 10), False), ((2, 40_000), True)])
+def test_class_indices_with_kept_predictions(shape, divisible):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(-1, 1, shape)
+    labels = rng.integers(0, shape[1], shape[0])
+    loss = squares(divisible)
+    value, gradient = loss.value_and_grad(labels, p)
+    error = p - np.eye(shape[1])[labels]
+    assert value == pytest.approx((error**2).sum(axis=1).mean(), rel=1e-12)
+    np.testing.assert_allclose(gradient, 2 * error / len(p), rtol=1e-12)
+    with pytest.raises(ValueError, match="must hold class indices"):
+        loss(np.full(len(p), shape[1]), p)
+
+
+def test_a_row_that_needs_more_than_sums_is_not_divisible():
+    @fastloss.rowwise(divisible=True)
+    def largest(xp):
+        zero = xp.const(0.0)
+        return fastloss.RowFunctions(
+            "max", lambda t, p, m: (zero,) * 4, lambda m, a, b, c: (m, zero, zero), lambda t, kept, u, v: zero
+        )
+
+    with pytest.raises(TypeError, match="`divisible` must be False"):
+        losses.from_kernel(largest)(np.zeros((2, 3)), np.zeros((2, 3)))
+
+
+def test_a_kernel_that_names_the_package_has_a_fingerprint():
+    assert fingerprint.of(squares(False).kernel) is not None
+    assert fingerprint.of(squares(False).kernel) != fingerprint.of(squares(True).kernel)
+
+
+def test_one_row_of_a_whole_array_for_nopython_code():
+    @fastloss.pointwise()
+    def half_square(xp):
+        half, one = xp.consts(0.5, 1.0)
+
+        def terms(y, p):
+            return half * (p - y) * (p - y), p - y, one
+
+        return terms
+
+    function = fastloss.kernel(losses.from_kernel(half_square, axis=None), dtype="float64")
+    p, grad = np.arange(1.0, 11), np.full(10, 7.0)
+    assert function(np.zeros(10), p, np.ones(1), grad) == pytest.approx(19.25)
+    np.testing.assert_allclose(grad, p / 10)

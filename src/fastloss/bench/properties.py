@@ -192,7 +192,8 @@ p = np.ones({shape}, np.float32)
 loss = fastloss.losses.{loss}
 y = {targets}
 out = np.empty_like(p); out[:] = 0
-loss.value_and_grad(y[:64], p[:64], out=out[:64]); loss.value_and_grad(y[:64], p[:64], out=out[:64], n_threads=2)
+for n_threads in (1, 2):  # the kernels are loaded before
+    loss.value_and_grad(y[:2048], p[:2048], out=out[:2048], n_threads=n_threads)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 loss.value_and_grad(y, p, out=out)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / p.nbytes, p.nbytes)

@@ -144,7 +144,7 @@ def _long_rows(variant: Variant, xp: Any) -> Callable[..., Any]:
                 low = start + k * UNIT_ELEMENTS
                 high = min(low + UNIT_ELEMENTS, stop)
                 sums[k, 0], sums[k, 1], sums[k, 2] = collect(
-                    y_flat, p_flat, g_flat, g_flat, g_flat, low, high, zero, params
+                    y_flat, p_flat, g_flat, g_flat, g_flat, start, low, high, zero, params
                 )
             a, b, c = 0.0, 0.0, 0.0
             for k in range(pieces):
@@ -462,18 +462,21 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
             return get(g, i) if SHARED else get(kept, i - start)
         return zero
 
+    @jit.scalar
+    def slope_of(y, p, g, kept, more, i, start, u, v, params):
+        t, keep = target(y, i, params), held(p, g, kept, i, start)
+        if AGAIN:
+            return slope(t, keep, u, v, get(more, i - start), *own(params, 0))
+        return slope(t, keep, u, v, *own(params, 0))
+
     @jit.vector_loop
     def spread(y, p, g, kept, more, start, stop, u, v, scale, params):
         for i in range(start, stop):
-            keep = held(p, g, kept, i, start)
-            if AGAIN:
-                store(g, i, slope(target(y, i, params), keep, u, v, get(more, i - start), *own(params, 0)) * scale)
-            else:
-                store(g, i, slope(target(y, i, params), keep, u, v, *own(params, 0)) * scale)
+            store(g, i, slope_of(y, p, g, kept, more, i, start, u, v, params) * scale)
 
     @jit.vector_loop
-    def collect(y, p, g, h, kept, start, stop, m, params):
-        """The sums over [start, stop) of what is gathered."""
+    def collect(y, p, g, h, kept, origin, start, stop, m, params):
+        """The sums over [start, stop) of what is gathered, in the row that begins at `origin`."""
         rest = own(params, 0)
         a, b, c = 0.0, 0.0, 0.0
         for low in range(start, stop, CHUNK):
@@ -488,7 +491,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
                 c_part += c_i
                 if KEEPS and (GRADIENT or AGAIN):
                     if not SHARED:
-                        put(kept, i - start, keep)
+                        put(kept, i - origin, keep)
                     elif IN_PLACE:
                         put(p, i, keep)
                     else:
@@ -511,6 +514,10 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
     def row(y, p, g, h, kept, more, r, start, stop, scale, params):
         rest = own(params, 0)
         m = reduce(y, p, kept, start, stop, params)
+        # Before the gradient may overwrite what the scores are made of.
+        top = stop
+        if PEAK and GRADIENT:
+            top = first_peak(y, p, m, start, stop, params)
         label = start
         right = one
         wrong = zero
@@ -522,16 +529,23 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
                 wrong = params[0]
                 right = (one - params[1]) + params[0]
         a, b, c = 0.0, 0.0, 0.0
-        if not LABEL_ONLY:
-            a, b, c = collect(y, p, g, h, kept, start, stop, m, params)
         label_kept = zero
         if INDEX:
-            # Take the label's entry out with the target it does not have, put it in with the one it has.
-            _, a_i, b_i, c_i = gather(wrong, picked, m, *rest)
-            label_kept, a_label, b_label, c_label = gather(right, picked, m, *rest)
-            a += a_label - a_i
-            b += b_label - b_i
-            c += c_label - c_i
+            label_kept, a, b, c = gather(right, picked, m, *rest)
+            if not KEEPS:
+                label_kept = picked if PREDICTION else zero
+        if INDEX and SMOOTH:
+            # Around the label's entry: what it adds with the target of the wrong classes might be infinite.
+            for first, end in ((start, label), (label + 1, stop)):
+                a_part, b_part, c_part = collect(y, p, g, h, kept, start, first, end, m, params)
+                a, b, c = a + a_part, b + b_part, c + c_part
+        elif not LABEL_ONLY:
+            a_part, b_part, c_part = collect(y, p, g, h, kept, start, start, stop, m, params)
+            a, b, c = a + a_part, b + b_part, c + c_part
+            if INDEX:
+                # Over all entries the loop is faster, and what the label's added with a target of 0 is finite.
+                _, a_part, b_part, c_part = gather(wrong, picked, m, *rest)
+                a, b, c = a - a_part, b - b_part, c - c_part
         loss, u, v = finish(m, compute(a), compute(b), compute(c), *rest)
         if AGAIN:
             a, b, c = 0.0, 0.0, 0.0
@@ -549,16 +563,17 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
                 c += c_part
             loss, u, v = refinish(u, v, compute(a), compute(b), compute(c), *rest)
         if GRADIENT:
-            top = stop
+            top_slope = zero
             if PEAK:
-                top = first_peak(y, p, m, start, stop, params)
+                if top < stop:
+                    top_slope = slope_of(y, p, g, kept, more, top, start, u, v, params)
+                    top_slope += peak(target(y, top, params), u, v, *rest)
             spread(y, p, g, kept, more, start, stop, u, v, scale, params)
             if INDEX:
                 store(g, label, slope(right, label_kept, u, v, *rest) * scale)
             if PEAK:
                 if top < stop:
-                    t = target(y, top, params)
-                    store(g, top, (slope(t, zero, u, v, *rest) + peak(t, u, v, *rest)) * scale)
+                    store(g, top, top_slope * scale)
         return np.float64(loss)
 
     return row, collect, finish, spread, own

@@ -59,7 +59,9 @@ def _read(item: Any, seen: dict[int, int]) -> Iterable[str]:
         yield f"{type(item).__name__} {len(item)}"
         for member in item if isinstance(item, tuple) else sorted(item, key=repr):
             yield from _read(member, seen)
-    elif any(item is module for module in _MODULES):
+    elif any(item is module for module in _MODULES) or (
+        isinstance(item, types.ModuleType) and item.__name__.partition(".")[0] == __name__.partition(".")[0]
+    ):
         yield f"module {item.__name__}"
     elif isinstance(item, (types.BuiltinFunctionType, np.ufunc)) or item is RowFunctions:
         yield f"{getattr(item, '__module__', '')} {item.__name__}"

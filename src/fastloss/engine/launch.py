@@ -22,7 +22,7 @@ ROW_NANOSECONDS = 40.0
 def _form(variant: Variant, rows: int, columns: int) -> Loops:
     """How the loops of `variant` are to go over data of this shape."""
     if variant.kernel.shape == "rowwise":
-        if variant.kernel.divisible and rows < FEW_ROWS and columns >= LONG_ROW:
+        if variant.kernel.divisible and not variant.index and rows < FEW_ROWS and columns >= LONG_ROW:
             return "long"
         # Of less than a tile, the call is what takes time, and the simpler form compiles in half of it.
         return "columns" if columns <= SHORT_ROW and rows * columns >= CELLS else "rows"

@@ -130,7 +130,7 @@ def _implementation(form: Form, y_true: Any, y_pred: Any, weight: Any, grad: Any
         return _linkable(compiled(variant).result, _DRIVER)
 
     rows_driver = driver("rows")
-    short_driver = driver("elements" if y_pred.ndim == 1 else "cells") if SHORT else rows_driver
+    short_driver = driver("elements" if y_pred.ndim == 1 and not WHOLE else "cells") if SHORT else rows_driver
     compute, ignored, constants = dtype.type, form.ignored, tuple(dtype.type(x) for x in form.params)
 
     def run(y_true, y_pred, weight, grad) -> Any:

@@ -291,8 +291,8 @@ class OwnKernelLoss(_OwnLoss):
         return self.labels == "index"
 
     def _kernel(self) -> Kernel:
-        if self.class_indices:
-            _check_takes_indices(self.kernel)
+        if self.kernel.shape == "rowwise":
+            _check_stages(self.kernel, self.class_indices)
         return self.kernel
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
@@ -310,15 +310,20 @@ class OwnKernelLoss(_OwnLoss):
 
 
 @cache
-def _check_takes_indices(kernel: Kernel) -> None:
+def _check_stages(kernel: Kernel, class_indices: bool) -> None:
     from fastloss.engine.toolbox import toolbox
 
     functions = kernel.factory(toolbox(np.dtype(np.float64)))
-    for stage in ("regather", "score"):
-        if getattr(functions, stage) is not None:
-            raise TypeError(
-                f"`labels` must be 'dense' for a kernel with `{stage}`, which sees the target of each class"
-            )
+    further = [stage for stage in ("regather", "score") if getattr(functions, stage) is not None]
+    if class_indices and further:
+        raise TypeError(
+            f"`labels` must be 'dense' for a kernel with `{further[0]}`, which sees the target of each class"
+        )
+    if kernel.divisible and (further or functions.pivot != "none" or functions.keeps == "gathered"):
+        raise TypeError(
+            "`divisible` must be False for a kernel that needs more than sums: a pivot, what `gather` keeps, "
+            f"`score` or `regather`; {kernel.name} has pivot={functions.pivot!r}, keeps={functions.keeps!r}"
+        )
 
 
 def _own_kernel(name: str, value: Any) -> Kernel:

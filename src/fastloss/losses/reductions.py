@@ -100,6 +100,8 @@ def resolve(
     scalar = reduction not in ("none", None) or outer == ()
     incoming = _check_upstream(upstream, () if scalar else outer, dtype)
     row_mask = None if mask is None else np.broadcast_to(mask, shape).ravel().view(np.uint8)
+    if mask is not None and weight is not None and weight.size > 1:
+        weight = np.where(mask, weight, 0).astype(dtype, copy=False)  # a weight behind the mask may be NaN
     if weight is not None and weight.size == 1:
         factor, weight = factor * float(weight.reshape(-1)[0]), None
     if scalar:
