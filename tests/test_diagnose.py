@@ -362,3 +362,27 @@ def test_own_and_batch_losses_are_computed():
 def test_what_diagnose_refuses(arguments, options, error, words):
     with pytest.raises(error, match=words):
         fastloss.diagnose(*arguments, **options)
+
+
+def test_more_of_soft_targets_columns_and_long_histories():
+    assert "dead-gradient" in fastloss.diagnose([[0.4]], [[0.0]], "binary_crossentropy").codes
+    assert "dead-gradient" not in fastloss.diagnose([[0.0, 1.0]], [[0.0, 1.0]], "binary_crossentropy").codes
+    assert "unscaled-data" not in fastloss.diagnose([[np.nan, 1.0]], [[0.0, 1.0]], "mean_squared_error").codes
+    history = np.ones(20_000)
+    history[15_000] = 1e3
+    (found,) = fastloss.diagnose(history=history)
+    assert (found.code, found.count) == ("exploding-gradients", 1)
+
+
+def test_weighted_passes_check_numerics_on():
+    total = fastloss.losses.Weighted(["mse", "mae"])
+    assert total.check_numerics is None
+    total.check_numerics = "raise"
+    assert total.check_numerics == "raise"
+    with pytest.raises(fastloss.NumericsError):
+        total([np.zeros((2, 1))] * 2, [np.zeros((2, 1)), np.full((2, 1), np.nan)])
+
+
+def test_class_weights_of_infinite_samples():
+    with pytest.raises(ValueError, match="must add up to a finite number"):
+        fastloss.class_weight([0, 1, 1], sample_weight=[1.0, np.inf, 3.0])

@@ -866,3 +866,49 @@ def test_one_row_of_a_whole_array_for_nopython_code():
     p, grad = np.arange(1.0, 11), np.full(10, 7.0)
     assert function(np.zeros(10), p, np.ones(1), grad) == pytest.approx(19.25)
     np.testing.assert_allclose(grad, p / 10)
+
+
+def test_a_base_that_is_its_own_exponent():
+    value, gradient, hessian = losses.from_function(lambda y, p: p**p).value_grad_hess([[0.0]], [[0.5]])
+    power, slope = 0.5**0.5, math.log(0.5) + 1
+    assert value == pytest.approx(power)
+    assert gradient[0, 0] == pytest.approx(power * slope)
+    assert hessian[0, 0] == pytest.approx(power * (slope**2 + 2))
+
+
+@pytest.mark.parametrize("power", [9, 10, -10, 63])
+def test_large_whole_powers_of_negative_numbers(power):
+    value, gradient = losses.from_function(lambda y, p: p**power).value_and_grad([[0.0]], [[-1.5]])
+    assert value == pytest.approx((-1.5) ** power)
+    assert gradient[0, 0] == pytest.approx(power * (-1.5) ** (power - 1))
+
+
+def test_parameters_of_own_losses_cannot_be_changed():
+    loss = losses.from_function(lambda y, p, a: a * (p - y) ** 2, a=2.0)
+    with pytest.raises(AttributeError, match="`a` of a loss cannot be changed"):
+        loss.a = 5.0
+    assert loss([[0.0]], [[1.0]]) == 2
+
+
+def test_arrays_beside_symbols():
+    assert losses.from_function(lambda y, p: np.array(2.0) * p)([[0.0]], [[3.0]]) == 6
+    with pytest.raises(TraceError, match="an array of shape"):
+        losses.from_function(lambda y, p: np.array([1.0, 2.0]) * p)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y_true", "y_pred"),
+    [
+        (losses.Huber(), [[0.0, 1.0]], [[1.0, 3.0]]),
+        (losses.BinaryCrossentropy(), [[1.0]], [[1e-4]]),
+        (losses.KLDivergence(), [[0.3, 0.7]], [[1e-5, 0.9]]),
+    ],
+)
+def test_right_gradients_at_second_kinks_and_small_numbers(loss, y_true, y_pred):
+    assert fastloss.check_gradient(loss, y_true, y_pred).checked == np.size(y_pred)
+
+
+@pytest.mark.parametrize("options", [{"calls": ("tan",)}, {"params": "scale"}, {"calls": "exp"}])
+def test_decorators_check_their_arguments(options):
+    with pytest.raises((TypeError, ValueError), match=r"`params`|`calls`"):
+        fastloss.pointwise(**options)(lambda xp: None)

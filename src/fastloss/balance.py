@@ -83,6 +83,9 @@ def class_weight(y: Any, class_weight: Any = "balanced", *, sample_weight: Any =
             raise ValueError(f"`sample_weight` must have the shape of `y`, {labels.shape}, got shape {counted.shape}")
         counted = counted.ravel()
     sums = np.bincount(index.ravel(), weights=counted, minlength=len(names)).astype(np.float64)
-    if not (sums > 0).all():
-        raise ValueError(f"the `sample_weight` of class {names[int(np.argmin(sums > 0))]} must add up to more than 0")
+    usable = (sums > 0) & np.isfinite(sums)
+    if not usable.all():
+        raise ValueError(
+            f"the `sample_weight` of class {names[int(np.argmin(usable))]} must add up to a finite number above 0"
+        )
     return dict(zip(names, (sums.sum() / (len(names) * sums)).tolist(), strict=True))

@@ -1,8 +1,8 @@
 """Clipping gradients by value and by norm, with the semantics of the optimizers of Keras.
 
 A norm takes one pass that reads. A second pass scales, only where a norm is too large; what is within bounds is copied,
-or, in place, left alone. Squares are summed in float64, so a norm is infinite only if an element is, and its bits do
-not depend on the number of threads.
+or, in place, left alone. Squares are summed in float64, so in float32 a norm is infinite only if an element is (in
+float64 also beyond 1e154), and its bits do not depend on the number of threads.
 """
 
 from __future__ import annotations

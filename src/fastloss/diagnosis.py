@@ -21,7 +21,11 @@ SCALE = 1e3
 """From this root mean square on, targets are called unscaled; so are two columns that differ by this factor."""
 
 GROWTH = 100.0
-"""A gradient norm so many times the median of the 100 before it is an explosion."""
+RECENT = 100
+"""A gradient norm `GROWTH` times the median of the `RECENT` ones before it is an explosion."""
+
+WRONG = 1e-2
+"""A probability beyond the clip that is farther from its target has a gradient that should not be 0."""
 
 CLEARLY = 0.05
 """The share of elements outside [0, 1] from which on predictions are taken for logits."""
@@ -402,7 +406,7 @@ class _Examination(_Findings):
         )
 
     def _wrong(self) -> Array:
-        """Where a probability is on the other side than its target."""
+        """Where a probability is not its target."""
         p, y = self.p, self.y
         if type(self.loss).class_indices:  # type: ignore[union-attr]
             (axis,) = axes(self.option("axis", -1), p.ndim)
@@ -414,7 +418,7 @@ class _Examination(_Findings):
             y, p = arrays.match_ranks(y, p)
         if y.shape != p.shape:
             return np.zeros(self.p.shape, bool)
-        return np.reshape(np.abs(np.subtract(p, y, dtype=np.float64)) > 0.5, self.p.shape)
+        return np.reshape(np.abs(np.subtract(p, y, dtype=np.float64)) > WRONG, self.p.shape)
 
     def _targets(self) -> None:
         usable = self.usable(self.y)
@@ -488,9 +492,9 @@ class _Examination(_Findings):
                 "standardise the targets (subtract the mean, divide by the standard deviation)",
             )
         elif self.y.ndim > 1 and self.y.shape[-1] > 1:
-            columns = np.sqrt(
-                np.mean(np.square(self.y, dtype=np.float64), axis=tuple(range(self.y.ndim - 1)), where=usable)
-            )
+            rows = tuple(range(self.y.ndim - 1))
+            squares = np.sum(np.square(self.y, dtype=np.float64), axis=rows, where=usable)
+            columns = np.sqrt(squares / np.maximum(np.count_nonzero(usable, axis=rows), 1))
             large = columns >= SCALE * np.min(columns[columns > 0], initial=np.inf)
             self.add(
                 "unscaled-data",
@@ -526,7 +530,10 @@ def _of_history(history: Any) -> list[Finding]:
     finite = np.isfinite(norms)
     if (norms[finite] < 0).any():
         raise ValueError("`history` must hold norms, which are not negative")
-    jumps = [_exploded(norms[:k][finite[:k]], norm) for k, norm in enumerate(norms)]
+    usual, before = norms[finite], np.cumsum(finite) - finite
+    jumps = [
+        _exploded(usual[max(0, end - RECENT) : end], norm) for end, norm in zip(before.tolist(), norms, strict=True)
+    ]
     found = _Findings()
     found.add(
         "norm-not-finite",
@@ -549,4 +556,4 @@ def _of_history(history: Any) -> list[Finding]:
 
 def _exploded(before: Array, norm: float) -> bool:
     """Whether a norm is far above what was usual, which takes three norms to know."""
-    return before.size >= 3 and bool(norm > GROWTH * max(float(np.median(before[-100:])), np.finfo(np.float64).tiny))
+    return before.size >= 3 and bool(norm > GROWTH * max(float(np.median(before)), np.finfo(np.float64).tiny))

@@ -33,6 +33,7 @@ from fastloss.symbols import Condition, Scalar, TraceError, refuse
 TARGET, PREDICTION = "y", "p"
 
 _WHOLE_EXPONENTS = range(-8, 9)
+_LARGEST_POWER = 64
 """Exponents that are written out as multiplications, also where they are the value of a parameter."""
 
 _MOST_STEPS = 5000
@@ -431,7 +432,7 @@ def _derivative(record: Trace, step: Any, known: dict[Any, Any]) -> Any:
 
 def _partial(step: Any, symbol: Any) -> Any:
     """The derivative of one operation in one of its names."""
-    if step.is_Pow and symbol == step.base and not step.exp.is_number:
+    if step.is_Pow and symbol == step.base and not step.exp.is_number and symbol not in step.exp.free_symbols:
         return step.exp * sympy.Pow(step.base, step.exp - 1, evaluate=False)
     return step.diff(symbol)
 
@@ -755,7 +756,7 @@ class _Writer:
         return " * ".join(factors) + "".join(f" / {divisor}" for divisor in divisors)
 
     def _power(self, base: Any, exponent: Any) -> str:
-        if exponent.is_Integer and exponent in _WHOLE_EXPONENTS:
+        if exponent.is_Integer and abs(exponent) <= _LARGEST_POWER:
             if exponent < 0:
                 one = self.atom(sympy.S.One)
                 return self._call("div", f"{one} / {self._line(self._whole(self.atom(base), -int(exponent)))}")

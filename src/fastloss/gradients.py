@@ -12,7 +12,7 @@ from fastloss.losses.base import Loss
 
 Array = arrays.Array
 
-_STEPS = (1e-3, 1e-4, 1e-5)
+_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 """Tried in turn for each element, since a kink may lie within a step; what no step agrees with is wrong."""
 
 _SHOWN = 5

@@ -18,7 +18,8 @@ function                    derivative, where it is a choice
 ``sigmoid(x)``              1 / (1 + exp(-x)), which does not overflow
 ``softplus(x)``             log(1 + exp(x)), likewise; ``-softplus(-x)`` is the logarithm of ``sigmoid(x)``
 ``abs(x)``                  Python's own; at 0 it is 0
-``x**n``                    whole n by multiplication, and halves with a square root; for others x must not be negative
+``x**n``                    n a whole number up to 64, or a parameter that is one up to 8, by multiplication, and halves
+                            with a square root; for others x must not be negative
 ==========================  ===========================================================================================
 
 Conditions are ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=``, joined by ``&``, ``|`` and ``~``.
@@ -70,7 +71,10 @@ class _Traced:
         known = _UFUNCS.get(ufunc.__name__)
         if known is None or method != "__call__" or options:
             refuse(f"numpy.{ufunc.__name__}", _hint(ufunc.__name__))
-        return known(*(value.item() if isinstance(value, np.generic) else value for value in inputs))
+        for value in inputs:
+            if isinstance(value, np.ndarray) and value.ndim:
+                refuse(f"an array of shape {value.shape}", "the function is of one target and one prediction")
+        return known(*(value.item() if isinstance(value, (np.generic, np.ndarray)) else value for value in inputs))
 
     def __array_function__(self, function: Any, kinds: Any, inputs: Any, options: Any) -> Any:
         known = {"where": where, "clip": clip}.get(function.__name__)

@@ -109,6 +109,14 @@ class Kernel:
     divisible: bool = False
     source: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, words in (("params", self.params), ("calls", self.calls)):
+            if isinstance(words, str):
+                raise TypeError(f"`{name}` must be a tuple of names, got {words!r}")
+        unknown = sorted(set(self.calls) - {"exp", "log", "div", "pow"})
+        if unknown:
+            raise ValueError(f"`calls` may have 'exp', 'log', 'div' and 'pow', got {unknown[0]!r}")
+
     def __reduce__(self) -> Any:
         """By reference, as functions are pickled: ``@pointwise`` leaves no factory that could be found by its name."""
         try:

@@ -34,6 +34,8 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
     TypeError
         If it is a masked array or a sparse matrix, or its elements are not real numbers.
     """
+    if value is None:
+        raise TypeError(f"`{argument}` must be an array or what becomes one, got None")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`, and the valid "

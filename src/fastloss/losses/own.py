@@ -49,6 +49,11 @@ class _OwnLoss(KernelLoss):
             return params[name]
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_options", {}).get("params", {}):
+            raise AttributeError(f"`{name}` of a loss cannot be changed; make a new {type(self).__name__}")
+        super().__setattr__(name, value)
+
     def _params(self, elements: int) -> tuple[float, ...]:
         kernel = self._kernel()
         smoothing = () if kernel.shape == "pointwise" else (0.0, 0.0)

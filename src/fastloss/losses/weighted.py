@@ -94,6 +94,17 @@ class Weighted:
         self._weights = {key: options.number(f"loss_weights[{key!r}]", given.get(key, 1.0)) for key in self._keys}
 
     @property
+    def check_numerics(self) -> str | None:
+        """What each of the losses does when its value or gradient is not finite; None where they differ. May be set."""
+        actions = {self._losses[key].check_numerics for key in self._keys}
+        return actions.pop() if len(actions) == 1 else None
+
+    @check_numerics.setter
+    def check_numerics(self, action: str | None) -> None:
+        for key in self._keys:
+            self._losses[key].check_numerics = action
+
+    @property
     def losses(self) -> Any:
         """The losses, in the form they were given in."""
         return structures.rebuild(self._losses, lambda key: self._losses[key])

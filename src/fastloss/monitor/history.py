@@ -260,8 +260,8 @@ class History:
     def resume_at(self, step: int, epoch: int | None = None) -> None:
         """Go on from a step, as from a checkpoint that is older than the last row; what comes after it is dropped.
 
-        Files keep what is dropped, and who reads them drops it again: a row replaces those of the same and of later
-        steps before it.
+        Files keep what is dropped, and who reads them drops it again, from the next step that is logged on: a row
+        replaces those of the same and of later steps before it.
 
         Parameters
         ----------
