@@ -899,12 +899,11 @@ def test_arrays_beside_symbols():
 @pytest.mark.parametrize(
     ("loss", "y_true", "y_pred"),
     [
-        (losses.Huber(), [[0.0, 1.0]], [[1.0, 3.0]]),
         (losses.BinaryCrossentropy(), [[1.0]], [[1e-4]]),
         (losses.KLDivergence(), [[0.3, 0.7]], [[1e-5, 0.9]]),
     ],
 )
-def test_right_gradients_at_second_kinks_and_small_numbers(loss, y_true, y_pred):
+def test_right_gradients_of_small_probabilities(loss, y_true, y_pred):
     assert fastloss.check_gradient(loss, y_true, y_pred).checked == np.size(y_pred)
 
 
