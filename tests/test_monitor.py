@@ -934,3 +934,17 @@ def test_keras_callback_stops_at_nan(model_and_data):
         model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=[callback])
     assert callback.history.steps.tolist() == [0, 1, 2]
     assert np.isnan(callback.history["loss"]).tolist() == [False, False, True]
+
+
+def test_a_reader_notices_a_file_with_the_number_of_the_one_before(tmp_path):
+    """As file systems give the number of a file that is gone to the next one, here the very file is written anew."""
+    path = tmp_path / "run.csv"
+    with History(path, flush_seconds=0) as history:
+        history.log(loss=1.0)
+    seen = History.read(path)
+    with History(tmp_path / "other.csv", flush_seconds=0) as other:
+        for i in range(20):
+            other.log(loss=1.0 / (1 + i), lr=0.1)
+    path.write_bytes((tmp_path / "other.csv").read_bytes())
+    assert seen.update() == 20
+    np.testing.assert_array_equal(seen["lr"], np.full(20, 0.1))

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from fastloss.monitor.rows import HEAD, Row
 from fastloss.monitor.sinks import Sink, checked_path
@@ -403,12 +403,21 @@ class Reader:
 
     def replaced(self) -> bool:
         """Whether another file has taken the place of what was read, or it was cut: then all is to be read again."""
-        state = self.path.stat()
-        identity = (state.st_dev, state.st_ino)
-        if self._identity in (None, identity) and state.st_size >= self.end:
-            return False
+        with self.path.open("rb") as file:
+            if self._is_known(file) and os.fstat(file.fileno()).st_size >= self.end:
+                return False
         self._forget()
         self._identity = None
+        return True
+
+    def _is_known(self, file: BinaryIO) -> bool:
+        """Whether this is the file that was read. A file's number may be given again to the next but one in its place,
+        which then has another header."""
+        state = os.fstat(file.fileno())
+        identity = (state.st_dev, state.st_ino)
+        if self._identity not in (None, identity) or (self.header is not None and file.readline() != self.header):
+            return False
+        self._identity = identity
         return True
 
     def poll(self) -> Iterator[Row]:
@@ -421,11 +430,8 @@ class Reader:
             end, which may be whole the next time.
         """
         with self.path.open("rb") as file:
-            state = os.fstat(file.fileno())
-            identity = (state.st_dev, state.st_ino)
-            if self._identity not in (None, identity):
+            if not self._is_known(file):
                 return  # replaced just now: the next look begins anew
-            self._identity = identity
             file.seek(self.end)
             self.partial = False
             for line in file:
