@@ -411,8 +411,11 @@ class Reader:
         return True
 
     def _is_known(self, file: BinaryIO) -> bool:
-        """Whether this is the file that was read. A file's number may be given again to the next but one in its place,
-        which then has another header."""
+        """Whether this is the file that was read.
+
+        Its number alone does not tell: that of a file which was replaced may be given to the next but one in its place.
+        That one has another header.
+        """
         state = os.fstat(file.fileno())
         identity = (state.st_dev, state.st_ino)
         if self._identity not in (None, identity) or (self.header is not None and file.readline() != self.header):
