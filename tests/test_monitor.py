@@ -779,7 +779,14 @@ def test_many_steps_are_drawn_as_their_range():
 # Watching
 # --------------------------------------------------------------------------------------------------------------
 
-WATCH = "import sys; sys.argv[0] = 'fastloss'; from fastloss.cli import main; main()"
+# Who runs the tests in the background has children that ignore interrupts.
+WATCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = 'fastloss'
+from fastloss.cli import main
+main()
+"""
 WRITER = """
 import sys, time
 from fastloss.monitor import History
