@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_a_warning_leaves_the_result():
     with pytest.warns(fastloss.NumericsWarning, match="no sample alone is to blame") as seen:
         value = loss(y, p)
     assert value == np.inf
-    assert seen[0].filename == __file__
+    assert not Path(seen[0].filename).is_relative_to(Path(fastloss.__file__).parent)
     checking(loss, "ignore")
     assert loss(y, p) == np.inf
 

@@ -461,15 +461,18 @@ csv = CSV(sys.argv[1])
 history = History(csv, Closing(), flush_seconds=1000)
 for i in range(3): history.log(loss=i)
 reads, writes = os.pipe()
+wait, tell = os.pipe()
 child = os.fork()
 if not child:
     try: history.log(loss=1)
     except RuntimeError as error: os.write(1, f"{error}\\n".encode())
     os.close(writes)
+    os.write(tell, b".")
     os.read(reads, 1)
     sys.exit()
 history.log(loss=3)
 history.close()
+os.read(wait, 1)  # a child that has not begun yet still shares the lock
 History(sys.argv[1]).close()  # while the child lives
 os.close(writes)
 os.waitpid(child, 0)
