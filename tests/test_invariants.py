@@ -563,6 +563,16 @@ def test_upstream_of_none_is_the_weight_of_a_sum(row, dtype):
         assert_last_digits(none.value_and_grad(y_true, y_pred)[1], ones[1], f"{shape}: upstream defaults to ones")
 
 
+@every_loss
+def test_upstream_scales_a_gradient(row):
+    y_true, y_pred = data.inputs(row, {}, data.SHAPES[row.kind][0], seed=12)
+    loss = row.cls(reduction="sum_over_batch_size")
+    value, gradient = loss.value_and_grad(y_true, y_pred)
+    scaled = loss.value_and_grad(y_true, y_pred, upstream=-4.0)  # a power of two: no digit changes
+    assert_same_bits(scaled[0], value)
+    assert_same_bits(scaled[1], -4 * gradient)
+
+
 @every_thorough
 def test_upstream_scales_every_weighted_and_masked_gradient(row):
     params = {}

@@ -143,9 +143,10 @@ def cosine_similarity(xp: Any) -> Any:
 
     def finish(m, yy, pp, yp):
         r = one / (xp.sqrt(xp.maximum(yy, smallest)) * xp.sqrt(xp.maximum(pp, smallest)))
-        return -yp * r, -r, xp.where(pp < smallest, zero, yp * r / pp)
+        return -yp * r, -r, xp.where(pp < smallest, zero, -yp / pp)
 
     def slope(y, p, u, v):
-        return u * y + v * p
+        # Not as the sum of two products: either may be contracted, not the same in each loop, and bits would differ.
+        return u * (y + v * p)
 
     return RowFunctions("none", gather, finish, slope, keeps="prediction")
