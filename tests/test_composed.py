@@ -476,7 +476,7 @@ def test_balanced_classes_weigh_the_same():
         (([0, 1], {0: 1.0, 7: 2.0}), {}, ValueError, r"weights of \[7\].*none of \[1\]"),
         (([0, 1], {0: "x"}), {}, TypeError, r"`class_weight\[0\]` must be a number"),
         (([0, 1],), {"sample_weight": [1.0]}, ValueError, "must have the shape of `y`"),
-        (([0, 1],), {"sample_weight": [1.0, 0.0]}, ValueError, "of class 1 must add up to more than 0"),
+        (([0, 1],), {"sample_weight": [1.0, 0.0]}, ValueError, "of class 1 must add up to a finite number above 0"),
     ],
 )
 def test_what_class_weight_refuses(arguments, options, error, words):
