@@ -126,7 +126,8 @@ def test_value_is_the_oracles(row, params, dtype):
             assert is_numpy(got), f"{label}: {type(got)}"
             assert got.dtype == dtype, f"{label}: {got.dtype}"
             assert_close(got, want, label)
-            assert_same_bits(loss(y_true, y_pred, **call, n_threads=2), got, f"{label}, n_threads=2")
+            if dtype == np.float64:  # the gradients' test divides float32 among threads
+                assert_same_bits(loss(y_true, y_pred, **call, n_threads=2), got, f"{label}, n_threads=2")
 
 
 @every_case
@@ -154,6 +155,8 @@ def test_gradient_is_the_difference_of_the_oracle(row, params):
                 assert is_numpy(value), label_here
                 assert value.dtype == dtype, label_here
                 assert_last_digits(value, loss(t, p, **call), f"{label_here}: fused and plain value")
+                if dtype == np.float64 and not data.is_thorough(row, params):
+                    continue
                 again = loss.value_and_grad(t, p, **call, n_threads=2)
                 assert_same_bits(again[0], value, f"{label_here}, n_threads=2")
                 assert_same_bits(again[1], gradient, f"{label_here}, n_threads=2")

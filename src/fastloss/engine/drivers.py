@@ -40,7 +40,7 @@ from numba import prange
 from fastloss.engine import access, jit, storage
 from fastloss.engine.toolbox import toolbox
 from fastloss.engine.transpose import turner
-from fastloss.engine.variant import CELLS, CHUNK, LANES, UNIT_ELEMENTS, Variant
+from fastloss.engine.variant import CELLS, CHUNK, LANES, SHORT_ROW, UNIT_ELEMENTS, Variant
 
 
 def build(variant: Variant) -> Callable[..., Any]:
@@ -897,12 +897,21 @@ def _pivot(variant: Variant, xp: Any, pivot: str, score: Any) -> Callable[..., A
             if z > -one:
                 scratch[count] = z
                 count += 1
-        chosen = scratch[:count]
-        chosen.sort()
+        # Numba's sort takes 0.25 µs for a few numbers too: with it, (4096, 10) takes 1.14 ms instead of 0.41.
+        if count <= SHORT_ROW:
+            for i in range(1, count):
+                z = scratch[i]
+                k = i
+                while k > 0 and scratch[k - 1] > z:
+                    scratch[k] = scratch[k - 1]
+                    k -= 1
+                scratch[k] = z
+        else:
+            scratch[:count].sort()
         total = 0.0
         threshold = 0.0
         for k in range(1, count + 1):
-            z = np.float64(chosen[count - k])
+            z = np.float64(scratch[count - k])
             if one + k * z <= total + z:
                 break
             total += z
