@@ -246,7 +246,12 @@ def _settle(variant: Variant) -> Callable[..., Any]:
 
 
 def _pointwise_row(variant: Variant, xp: Any) -> Callable[..., Any]:
-    """A row of a pointwise loss: the sum of its elements' losses."""
+    """A row of a pointwise loss: the sum of its elements' losses.
+
+    The gradient goes through the caches. Non-temporal stores by way of a chunk in the first-level cache were measured
+    at gradients of 12 to 260 MB: squared error gains 6-20 %, other losses without function calls -12 to 10 %, those
+    with any lose 8-19 %; with an optimiser that reads the gradient afterwards, squared error gains 2-13 %.
+    """
     GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     zero = xp.const(0.0)
     terms, own = xp.jit(variant.kernel.factory(xp)), _own(variant, xp)
