@@ -140,7 +140,7 @@ def _compare(what: str, found: Array, p: Array, tolerance: float, function: Any)
     if len(wrong):
         lines = [
             f"  at {tuple(index.tolist())}, prediction {p[tuple(index)]:.6g}: {what} {found[tuple(index)]:.10g}, "
-            f"by differences {estimates[tuple(index)]:.10g}"
+            f"by differences {estimates[tuple(index)]:.8g}"
             for index in wrong[:_SHOWN]
         ]
         more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
