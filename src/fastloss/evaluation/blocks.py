@@ -63,8 +63,8 @@ class Scheme:
             raise type(error)(f"`loss`: {error}") from error
         if loss.coupled:
             raise ValueError(
-                f"{type(loss).__name__} cannot be evaluated in batches: the loss of a sample depends on the other samples "
-                "of its batch, so the batches' losses do not add up to that of the whole data; call the loss itself"
+                f"{type(loss).__name__} cannot be evaluated in batches: the loss of a sample depends on the other "
+                "samples of its batch, so the losses of batches do not add up to that of the whole; call the loss itself"
             )
         reduction = "mean" if loss.reduction in ("none", None) else str(loss.reduction)
         each = copy.copy(loss)
@@ -128,7 +128,8 @@ class Scheme:
         losses = np.asarray(self.loss(y, p, mask=mask, n_threads=1))
         if losses.shape[:1] != p.shape[:1]:
             raise ValueError(
-                f"{self.name} cannot be evaluated in batches: for {len(p)} samples it gave losses of shape {losses.shape}"
+                f"{self.name} cannot be evaluated in batches: for {len(p)} samples it gave losses of shape "
+                f"{losses.shape}"
             )
         return losses
 

@@ -51,7 +51,7 @@ class Checkpoint:
                     None if reading is None else _partial(reading, arrays, f"{i}-")
                     for i, reading in enumerate(about["readings"])
                 ]
-        except _OtherTask as error:
+        except _OtherTaskError as error:
             raise ValueError(str(error)) from None
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"`checkpoint`: {self.path} is no checkpoint of an evaluation: {error}") from error
@@ -60,7 +60,7 @@ class Checkpoint:
     def _compare(self, task: dict[str, Any]) -> None:
         for key in sorted({*task, *self._task}):
             if task.get(key) != self._task.get(key):
-                raise _OtherTask(
+                raise _OtherTaskError(
                     f"`checkpoint`: {self.path} is that of another evaluation: its {key} was {task.get(key)!r}, now it "
                     f"is {self._task.get(key)!r}; delete the file to start anew"
                 )
@@ -74,7 +74,7 @@ class Checkpoint:
             "labels": list(encoder.labels),  # the reader may be adding some
             "readings": [],
         }
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for i, reading in enumerate(state.readings):
             if reading is None:
                 about["readings"].append(None)
@@ -95,7 +95,7 @@ class Checkpoint:
             beside.unlink(missing_ok=True)
 
 
-class _OtherTask(Exception):
+class _OtherTaskError(Exception):
     pass
 
 

@@ -7,6 +7,7 @@ order in which they finish change no bit. What a worker loses its scheduler comp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,10 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any) -> State:
     data : object or None
         What names in `inputs` are columns of.
     """
-    from dask import delayed
+    from dask.delayed import delayed
 
-    collections, others = {}, {}
+    collections: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, value in inputs.items():
         if data is not None and isinstance(value, (str, int)) and concerns([data]):
             if value not in data.columns:
@@ -82,7 +84,7 @@ def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[in
     if hasattr(value, "chunks"):
         if value.ndim == 0:
             raise ValueError(f"`{name}` must have samples along its first axis, got a single number")
-        whole = {axis: -1 for axis in range(1, value.ndim)}
+        whole: dict[int, Any] = dict.fromkeys(range(1, value.ndim), -1)
         known = not any(math.isnan(size) for size in value.chunks[0])
         if known and sizes is not None:
             check_lengths({name: (sum(value.chunks[0]), f"`{name}`"), "others": (sum(sizes), "the predictions")})
@@ -99,8 +101,8 @@ def _columns(others: dict[str, Any], data: Any, sizes: list[int] | None, lead: s
     """Parts of what is no Dask collection: a file is opened where the part is needed."""
     if sizes is None:
         raise ValueError(
-            f"`{next(iter(others))}` is no Dask collection, so the partitions of `{lead}` must have known lengths: call "
-            "`compute_chunk_sizes()` of the array, or `to_dask_array(lengths=True)` of the series"
+            f"`{next(iter(others))}` is no Dask collection, so the partitions of `{lead}` must have known lengths: "
+            "call `compute_chunk_sizes()` of the array, or `to_dask_array(lengths=True)` of the series"
         )
     ends = np.cumsum(sizes).tolist()
     found: dict[str, list[Any]] = {}
@@ -111,8 +113,10 @@ def _columns(others: dict[str, Any], data: Any, sizes: list[int] | None, lead: s
         check_lengths({name: (column.length, column.place), lead: (ends[-1] if ends else 0, f"`{lead}`")})
         # An array's part travels with its task; a file's column travels as its path.
         pairs = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        in_memory = isinstance(column, sources.Sliced) and isinstance(column.array, np.ndarray) and column.file is None
-        found[name] = [column.read(*pair) if in_memory else _Part(column, *pair) for pair in pairs]
+        if isinstance(column, sources.Sliced) and column.file is None:
+            found[name] = [column.read(*pair) for pair in pairs]
+        else:
+            found[name] = [_Part(column, *pair) for pair in pairs]
     return found
 
 
@@ -149,7 +153,7 @@ def _summarise(scheme: Scheme, number: int, parts: dict[str, Any]) -> State | No
         raise
 
 
-def _add(parts: list[State | None], top_k: int) -> State | None:
+def _add(parts: Sequence[State | None], top_k: int) -> State | None:
     """Neighbouring summaries as one."""
     total: State | None = None
     for part in parts:

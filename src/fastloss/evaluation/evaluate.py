@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
@@ -132,9 +132,8 @@ def evaluate(
         if given[name] is None:
             raise TypeError(f"`{name}` must be given, got None")
     constant = None
-    if isinstance(sample_weight, (int, float, np.generic)) and not (
-        data is not None and isinstance(sample_weight, int)
-    ):
+    position = data is not None and isinstance(sample_weight, int)
+    if isinstance(sample_weight, (int, float, np.generic)) and not position:
         constant, given["sample_weight"] = float(sample_weight), None
     scheme = Scheme.of(loss, top_k, constant, mask is not None)
     inputs = {name: value for name, value in given.items() if value is not None}
@@ -334,8 +333,8 @@ def states(scheme: Scheme, batch: Batch) -> list[State]:
         mask = mask.astype(bool, copy=False)
     weight, groups = batch.parts.get("sample_weight"), batch.parts.get("group_by")
     found = []
-    for first in range(0, len(p), step):
-        part = slice(first, min(first + step, len(p)))
+    for begin in range(0, len(p), step):
+        part = slice(begin, min(begin + step, len(p)))
         try:
             found.append(
                 scheme.summarise(
@@ -348,16 +347,13 @@ def states(scheme: Scheme, batch: Batch) -> list[State]:
                 )
             )
         except (TypeError, ValueError) as error:
-            error.add_note(
-                f"in samples {batch.start + part.start} to {batch.start + part.stop - 1}, counted from 0 there"
-            )
+            first, last = batch.start + part.start, batch.start + part.stop - 1
+            error.add_note(f"in samples {first} to {last}, which the message counts from 0")
             raise
     return found
 
 
-def check_lengths(
-    lengths: dict[str, tuple[int | None, str]], more: set[str] | frozenset[str] = frozenset()
-) -> int | None:
+def check_lengths(lengths: Mapping[str, tuple[int | None, str]], more: Collection[str] = ()) -> int | None:
     """The number of samples that all agree on; None if nobody knows."""
     known = {name: length for name, (length, _) in lengths.items() if length is not None}
     if len(set(known.values())) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,17 +87,11 @@ class _Entry(Streamed):
                         raise EOFError("the file ends too early")
                     if first + count == self.length:
                         stream.read(1)  # the end, where the checksum is compared
-                except (OSError, EOFError, zipfile.BadZipFile, *_unpacking_errors()) as error:
+                except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                     raise self._failure(error, f"samples {first} to {first + count - 1}") from error
                 if first + count > start:
                     found = np.frombuffer(raw, self._dtype).reshape(count, *(self.shape or ()))
                     yield found[max(0, start - first) :]
-
-
-def _unpacking_errors() -> tuple[type[Exception], ...]:
-    import zlib
-
-    return (zlib.error,)
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -182,7 +177,7 @@ class _Tensor:
         with needs("safetensors"):
             from safetensors import SafetensorError, safe_open
         try:
-            self._file = safe_open(path, "numpy")
+            self._file: Any = safe_open(path, "numpy")
         except SafetensorError as error:
             raise ValueError(f"cannot read {place}: {error}") from error
         self._slice = self._file.get_slice(_chosen(place, path, name, list(self._file.keys())))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def summary(
                 _tally(part, column, rows[found])
         finite = np.isfinite(shares)
         lost = None if rows is None else rows[~finite]
-        _add(part, LOST, 1.0 if spread is None else spread[~finite], lost, np.count_nonzero(~finite))
+        _add(part, LOST, 1.0 if spread is None else spread[~finite], lost, int(np.count_nonzero(~finite)))
         spread = None if spread is None else spread[finite]
         values, shares = values[finite], shares[finite]
         weights = None if weights is None else weights[finite]
@@ -289,8 +289,8 @@ def _worst(values: Array, places: Array | None, rows: Array | None, top_k: int) 
         chosen = np.flatnonzero(order >= border)
         if len(chosen) > 4 * top_k:  # many are equal: all above the border, and the first of those on it
             above, equal = chosen[order[chosen] > border], chosen[order[chosen] == border]
-            missing = np.flatnonzero(np.isnan(values[equal]))[:top_k] if border == np.inf else []
-            chosen = np.union1d(above, np.concatenate([equal[:top_k], equal[missing]]).astype(np.int64))
+            missing = equal[np.isnan(values[equal])]  # those come before infinite ones
+            chosen = np.unique(np.concatenate([above, equal[:top_k], missing[:top_k]]))
     else:
         chosen = np.arange(values.size)
     where = chosen if places is None else places[chosen]

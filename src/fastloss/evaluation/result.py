@@ -6,8 +6,8 @@ import json
 import math
 import os
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,8 @@ SHOWN = 20
 """Groups and worst samples that are printed."""
 
 
-class Worst(NamedTuple):
+@dataclass(frozen=True)
+class Worst:
     """One of the largest losses.
 
     Attributes
@@ -231,7 +232,7 @@ class Evaluation:
         return {**{name: getattr(self, name) for name in names + more}, "quantiles": quantiles}
 
     def _worsts(self) -> list[dict[str, Any]]:
-        return [{**w._asdict(), "index": list(w.index) if isinstance(w.index, tuple) else w.index} for w in self.worst]
+        return [{**asdict(w), "index": list(w.index) if isinstance(w.index, tuple) else w.index} for w in self.worst]
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """As strict JSON: numbers that are not finite become ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.

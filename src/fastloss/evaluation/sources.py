@@ -67,6 +67,7 @@ class Sliced(Column):
         self.step = int(chunks[0]) if chunks and not callable(chunks) else 1
 
     def identity(self) -> Any:
+        """What tells these data from others."""
         return [*super().identity(), str(self.array.dtype), None if self.file is None else file_identity(self.file)]
 
     def read(self, start: int, stop: int) -> Array:
@@ -77,6 +78,7 @@ class Sliced(Column):
             raise self._failure(error, f"samples {start} to {stop - 1}") from error
 
     def batches(self, start: int, samples: int) -> Iterator[Array]:
+        """The data from a sample on."""
         assert self.length is not None
         for first in range(start, self.length, samples):
             advise(self.array, first + samples, first + 3 * samples)
@@ -113,11 +115,12 @@ class Streamed(Column):
                 yield found
 
     def batches(self, start: int, samples: int) -> Iterator[Array]:
+        """The data from a sample on."""
         return recut(self.place, self.pieces(start), samples)
 
 
 class Shared:
-    """Batches of several arrays each, as tuples, mappings or Arrow record batches, of which columns take their parts."""
+    """Batches of several arrays each: tuples, mappings or Arrow record batches, of which columns take their parts."""
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source, self._taken = source, 0

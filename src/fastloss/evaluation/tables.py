@@ -95,15 +95,18 @@ class TableColumn(Sliced):
             self.shape = to_numpy(place, values.slice(0, 1)).shape[1:]
 
     def identity(self) -> Any:
+        """What tells these data from others."""
         return [*Column.identity(self), str(self.values.type), None if self.file is None else file_identity(self.file)]
 
     def read(self, start: int, stop: int) -> Array:
+        """Some of the samples."""
         try:
             return to_numpy(self.place, self.values.slice(start, stop - start))
         except pa.ArrowException as error:
             raise self._failure(error, f"samples {start} to {stop - 1}") from error
 
     def groups(self, encoder: Encoder, start: int, samples: int) -> Iterator[Array]:
+        """Rows of groups."""
         for first in range(start, len(self.values), samples):
             yield _encoded(encoder, self.values.slice(first, samples))
 
@@ -175,6 +178,7 @@ class ParquetColumn(Streamed):
         self.shape = None if not shape and pa.types.is_nested(kind) else shape
 
     def identity(self) -> Any:
+        """What tells these data from others."""
         return [self.length, self.name, str(self.kind), [file_identity(file.path) for file in self.files]]
 
     def arrow(self, start: int) -> Iterator[Any]:
@@ -221,10 +225,12 @@ class ParquetColumn(Streamed):
             raise ValueError(f"cannot read {self.place}, {where}: it has {found} rows instead of {rows}")
 
     def pieces(self, start: int) -> Iterator[Array]:
+        """The data, a part at a time."""
         for values, where in self.arrow(start):
             yield to_numpy(f"{self.place}, {where}:", values)
 
     def groups(self, encoder: Encoder, start: int, samples: int) -> Iterator[Array]:
+        """Rows of groups."""
         parts = (_encoded(encoder, values) for values, _ in self.arrow(start))
         return recut(self.place, parts, samples)
 
