@@ -64,7 +64,7 @@ class Scheme:
         if loss.coupled:
             raise ValueError(
                 f"{type(loss).__name__} cannot be evaluated in batches: the loss of a sample depends on the other "
-                "samples of its batch, so the losses of batches do not add up to that of the whole; call the loss itself"
+                "samples of its batch, so the losses of batches do not add up; call the loss itself"
             )
         reduction = "mean" if loss.reduction in ("none", None) else str(loss.reduction)
         each = copy.copy(loss)

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from fastloss.evaluation import sources
-from fastloss.evaluation.blocks import Scheme
+from fastloss.evaluation.blocks import Scheme, block_samples
 from fastloss.evaluation.evaluate import Batch, check_lengths, states
+from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import Partial, State
 from fastloss.losses.arrays import Array
 
 BRANCHES = 8
 """How many summaries a task adds."""
+
+PART_BYTES = 64 << 20
+"""About how much of the predictions a task reads, where they are no Dask collection."""
 
 
 def concerns(values: list[Any]) -> bool:
@@ -27,18 +32,46 @@ def concerns(values: list[Any]) -> bool:
     return any(type(value).__module__.partition(".")[0].startswith("dask") for value in values)
 
 
-def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any) -> State:
-    """Compute on whatever scheduler is current.
+def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any) -> State:
+    """Compute with Dask.
 
     Parameters
     ----------
     scheme : Scheme
         What is computed of each block.
     inputs : dict
-        Targets, predictions and so on, of which one at least is a Dask collection.
+        Targets, predictions and so on.
     data : object or None
         What names in `inputs` are columns of.
+    scheduler : str or None
+        An address or the name of one of Dask's own schedulers; None for the current one.
+    progress : bool, callable or None
+        As `fastloss.evaluate` takes it.
     """
+    with needs("dask", "cluster"):
+        import dask
+
+    with ExitStack() as stack:
+        if scheduler is not None and "://" in scheduler:
+            with needs("distributed", "cluster"):
+                from distributed import Client
+            stack.enter_context(Client(scheduler))
+        elif scheduler is not None:
+            known = ("threads", "processes", "synchronous")
+            if scheduler not in known:
+                raise ValueError(
+                    f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
+                )
+            stack.enter_context(dask.config.set(scheduler=scheduler))
+        state = _graph(scheme, inputs, data).compute()
+    if state is None:
+        raise ValueError("there is no sample to evaluate: `y_pred` is empty")
+    assert isinstance(state, State)
+    return state
+
+
+def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
+    """The task whose result is the summary of all data."""
     from dask.delayed import delayed
 
     collections: dict[str, Any] = {}
@@ -49,34 +82,28 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any) -> State:
                 raise sources.missing(f"`{name}`", value, list(data.columns), "data")
             value = data[value]
         (collections if concerns([value]) else others)[name] = value
-    lead = "y_pred" if "y_pred" in collections else next(iter(collections))
-    sizes, parts = _partitions(lead, collections[lead], None)
-    pieces = {lead: parts}
-    for name, value in collections.items():
-        if name != lead:
-            pieces[name] = _partitions(name, value, sizes)[1]
-    counts = {name: (len(found), f"`{name}`") for name, found in pieces.items()}
-    if len({count for count, _ in counts.values()}) > 1:
-        said = ", ".join(f"{place} has {count}" for count, place in counts.values())
-        raise ValueError(f"Dask collections must have the same partitions: {said}")
+    pieces: dict[str, list[Any]] = {}
+    sizes: list[int] | None = None
+    for name in sorted(collections, key="y_pred".__ne__):
+        found, pieces[name] = _partitions(name, collections[name], sizes)
+        sizes = sizes or found
+    counts = {name: len(found) for name, found in pieces.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"`{name}` has {count}" for name, count in counts.items())
+        raise ValueError(f"Dask collections must have the same partitions, but {said}")
     if others:
-        pieces |= _columns(others, data, sizes, lead)
+        pieces |= _columns(others, data, sizes if collections else None, bool(collections))
     shape = getattr(collections.get("y_pred"), "shape", None)
     if shape is not None:
         scheme.check_shape(tuple(shape[1:]))
-    summarise = delayed(_summarise, pure=False)
+    summarise, add = delayed(_summarise, pure=False), delayed(_add, pure=False)
     level = [
         summarise(scheme, number, {name: found[number] for name, found in pieces.items()})
-        for number in range(len(parts))
+        for number in range(len(pieces["y_pred"]))
     ]
-    add = delayed(_add, pure=False)
     while len(level) > 1:
         level = [add(level[i : i + BRANCHES], scheme.top_k) for i in range(0, len(level), BRANCHES)]
-    state = level[0].compute() if level else None
-    if state is None:
-        raise ValueError(f"there is no sample to evaluate: `{lead}` is empty")
-    assert isinstance(state, State)
-    return state
+    return level[0] if level else delayed(None)
 
 
 def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[int] | None, list[Any]]:
@@ -97,27 +124,51 @@ def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[in
     raise TypeError(f"`{name}` must be a Dask array, series or column of a data frame, got {type(value).__name__}")
 
 
-def _columns(others: dict[str, Any], data: Any, sizes: list[int] | None, lead: str) -> dict[str, list[Any]]:
+def _columns(others: dict[str, Any], data: Any, sizes: list[int] | None, beside: bool) -> dict[str, list[Any]]:
     """Parts of what is no Dask collection: a file is opened where the part is needed."""
-    if sizes is None:
+    if beside and sizes is None:
         raise ValueError(
-            f"`{next(iter(others))}` is no Dask collection, so the partitions of `{lead}` must have known lengths: "
-            "call `compute_chunk_sizes()` of the array, or `to_dask_array(lengths=True)` of the series"
+            f"`{next(iter(others))}` is no Dask collection, so the partitions beside it must have known lengths: call "
+            "`compute_chunk_sizes()` of an array, or `to_dask_array(lengths=True)` of a series"
         )
-    ends = np.cumsum(sizes).tolist()
-    found: dict[str, list[Any]] = {}
-    for name, value in others.items():
-        column = sources.resolve(f"`{name}`", value, data, np.dtype(np.float32), {})
+    default = np.dtype(np.float32)
+    columns = {name: sources.resolve(f"`{name}`", value, data, default, {}) for name, value in others.items()}
+    for name, column in columns.items():
         if column.length is None:
-            raise TypeError(f"`{name}` must have a length beside Dask collections, got an iterable of batches")
-        check_lengths({name: (column.length, column.place), lead: (ends[-1] if ends else 0, f"`{lead}`")})
-        # An array's part travels with its task; a file's column travels as its path.
-        pairs = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        if isinstance(column, sources.Sliced) and column.file is None:
-            found[name] = [column.read(*pair) for pair in pairs]
+            raise TypeError(f"`{name}` must have a length to be cut for Dask, got an iterable of batches")
+    if sizes is None:
+        sizes = _cut(columns["y_pred"])
+    lengths = {name: (column.length, column.place) for name, column in columns.items()}
+    check_lengths({**lengths, "others": (sum(sizes), "what is beside it")})
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    pairs = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    # An array's part travels with its task; a file's column travels as its path.
+    return {
+        name: [column.read(*pair) for pair in pairs]
+        if isinstance(column, sources.Sliced) and column.file is None
+        else [_Part(column, *pair) for pair in pairs]
+        for name, column in columns.items()
+    }
+
+
+def _cut(column: sources.Column) -> list[int]:
+    """Lengths of parts of about `PART_BYTES`, of whole row groups where there are some."""
+    row = 8 * math.prod(column.shape or ())
+    most = max(1, PART_BYTES // row)
+    if isinstance(getattr(column, "files", None), list):
+        rows = [group for file in column.files for group in file.groups]  # type: ignore[attr-defined]
+    else:
+        block = block_samples(column.shape or ())
+        most = max(1, most // block) * block
+        length = column.length or 0
+        rows = [min(most, length - start) for start in range(0, length, most)]
+    sizes: list[int] = []
+    for size in rows:
+        if sizes and sizes[-1] + size <= most:
+            sizes[-1] += size
         else:
-            found[name] = [_Part(column, *pair) for pair in pairs]
-    return found
+            sizes.append(size)
+    return sizes
 
 
 class _Part:

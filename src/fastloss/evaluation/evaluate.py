@@ -52,6 +52,7 @@ def evaluate(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int | None], None] | None = None,
     n_threads: int | None = None,
+    scheduler: str | None = None,
 ) -> Evaluation:
     """Evaluate a loss over data of any size, in one pass and constant memory.
 
@@ -80,13 +81,17 @@ def evaluate(
         Samples read at once. It changes memory and speed, not the result.
     checkpoint : path, optional
         Where the state is kept, so that a call with the same arguments goes on where an earlier one was killed; a
-        finished one returns its result. Delete the file to start anew.
+        finished one returns its result. Delete the file to start anew. Not for Dask.
     progress : bool or callable, optional
         True draws a bar on standard error; a function is called with the samples done and their number, None if it is
         not known.
     n_threads : int, optional
         Threads that compute; by default as `fastloss.set_num_threads` says, else all cores. It does not change the
         result.
+    scheduler : str, optional
+        Compute with Dask: the address of a ``distributed`` scheduler, whose workers read the files themselves, or
+        ``"threads"``, ``"processes"`` or ``"synchronous"``. Dask collections are computed with Dask in any case, by
+        default on whatever scheduler is current.
 
     Returns
     -------
@@ -140,11 +145,10 @@ def evaluate(
 
     from fastloss.evaluation import cluster
 
-    if cluster.concerns([*inputs.values(), data]):
+    if scheduler is not None or cluster.concerns([*inputs.values(), data]):
         if checkpoint is not None:
-            raise ValueError("`checkpoint` is not for Dask collections: their scheduler repeats what a worker loses")
-        state = cluster.evaluate(scheme, inputs, data)
-        return Evaluation.of(scheme, state.result)
+            raise ValueError("`checkpoint` is not for Dask, whose scheduler repeats what a worker loses")
+        return Evaluation.of(scheme, cluster.evaluate(scheme, inputs, data, scheduler, progress).result)
 
     shared: dict[int, sources.Shared] = {}
     default = arrays.compute_dtypes(scheme.loss._dtype or floatx(), y_pred)[0]
