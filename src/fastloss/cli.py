@@ -270,7 +270,7 @@ def _loss(name: str, arguments: dict[str, Any]) -> Any:
         loss = identifiers.instance(name)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(f"{error}.", param_hint="'--loss'") from None
-    known = [key for key in inspect.signature(type(loss)).parameters]
+    known = list(inspect.signature(type(loss)).parameters)
     for key in arguments:
         if key not in known:
             message = f"{type(loss).__name__} has no {key!r}; there is {', '.join(known)}."

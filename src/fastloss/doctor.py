@@ -13,17 +13,10 @@ import fastloss
 from fastloss.engine import cache, threads
 
 LIBRARIES = (
-    "numpy",
-    "numba",
-    "llvmlite",
-    "numba-cuda",
-    "ml_dtypes",
-    "ddsketch",
-    "pyarrow",
-    "h5py",
-    "zarr",
-    "safetensors",
-) + ("dask", "distributed", "pandas", "polars", "matplotlib", "rich", "typer", "scikit-learn", "keras", "torch", "jax")
+    *("numpy", "numba", "llvmlite", "numba-cuda", "ml_dtypes"),
+    *("ddsketch", "pyarrow", "h5py", "zarr", "safetensors", "dask", "distributed"),
+    *("pandas", "polars", "matplotlib", "rich", "typer", "scikit-learn", "keras", "torch", "jax"),
+)
 """Distributions that the package can use or stands beside."""
 
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512bf16", "neon", "sve")
@@ -75,7 +68,7 @@ def _layer() -> str:
         return "none: one thread"
     try:
         fastloss.losses.MeanSquaredError()(rows, rows, n_threads=2)
-        return str(numba.threading_layer())
+        return str(numba.threading_layer())  # type: ignore[attr-defined]
     except Exception as error:  # a broken layer is what is looked for
         return f"FAILED: {type(error).__name__}: {error}"
 
@@ -104,7 +97,7 @@ def _cuda() -> str:
     try:
         from numba import cuda
 
-        if not cuda.is_available():
+        if not cuda.is_available():  # type: ignore[no-untyped-call]
             return "numba-cuda is installed, but there is no usable GPU or driver"
         return ", ".join(device.name.decode() for device in cuda.gpus)
     except Exception as error:  # whatever a half-installed driver does

@@ -55,7 +55,7 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
         if scheduler is not None and "://" in scheduler:
             with needs("distributed", "cluster"):
                 from distributed import Client
-            stack.enter_context(Client(scheduler))
+            stack.enter_context(Client(scheduler))  # type: ignore[no-untyped-call]
         elif scheduler is not None:
             known = ("threads", "processes", "synchronous")
             if scheduler not in known:

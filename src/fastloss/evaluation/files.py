@@ -175,10 +175,10 @@ class _Tensor:
 
     def __init__(self, place: str, path: str, name: str | None) -> None:
         with needs("safetensors"):
-            from safetensors import SafetensorError, safe_open
+            import safetensors
         try:
-            self._file: Any = safe_open(path, "numpy")
-        except SafetensorError as error:
+            self._file: Any = safetensors.safe_open(path, "numpy")
+        except safetensors.SafetensorError as error:
             raise ValueError(f"cannot read {place}: {error}") from error
         self._slice = self._file.get_slice(_chosen(place, path, name, list(self._file.keys())))
         self.shape = tuple(self._slice.get_shape())
