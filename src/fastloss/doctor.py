@@ -12,11 +12,11 @@ import numpy as np
 import fastloss
 from fastloss.engine import cache, threads
 
-LIBRARIES = (
-    *("numpy", "numba", "llvmlite", "numba-cuda", "ml_dtypes"),
-    *("ddsketch", "pyarrow", "h5py", "zarr", "safetensors", "dask", "distributed"),
-    *("pandas", "polars", "matplotlib", "rich", "typer", "scikit-learn", "keras", "torch", "jax"),
-)
+_CORE = ("numpy", "numba", "llvmlite")
+_EXTRAS = ("ddsketch", "pyarrow", "h5py", "zarr", "safetensors", "dask", "distributed", "matplotlib", "rich", "typer")
+_BESIDE = ("numba-cuda", "ml_dtypes", "pandas", "polars", "scikit-learn", "keras", "torch", "jax")
+
+LIBRARIES = _CORE + _EXTRAS + _BESIDE
 """Distributions that the package can use or stands beside."""
 
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512bf16", "neon", "sve")

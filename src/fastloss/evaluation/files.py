@@ -177,10 +177,10 @@ class _Tensor:
         with needs("safetensors"):
             import safetensors
         try:
-            self._file: Any = safetensors.safe_open(path, "numpy")
+            file: Any = safetensors.safe_open(path, "numpy")
         except safetensors.SafetensorError as error:
             raise ValueError(f"cannot read {place}: {error}") from error
-        self._slice = self._file.get_slice(_chosen(place, path, name, list(self._file.keys())))
+        self._slice = file.get_slice(_chosen(place, path, name, list(file.keys())))
         self.shape = tuple(self._slice.get_shape())
         self.dtype = self._slice.get_dtype()
         if self.dtype == "BF16":

@@ -88,7 +88,7 @@ class TableColumn(Sliced):
     """A column in memory."""
 
     def __init__(self, place: str, values: Any, file: str | None = None) -> None:
-        self.place, self.values, self.file = place, values, file
+        self.place, self.array, self.file = place, values, file
         self.length = len(values)
         self.shape = None if pa.types.is_nested(values.type) else ()
         if self.length and self.shape is None:
@@ -96,19 +96,19 @@ class TableColumn(Sliced):
 
     def identity(self) -> Any:
         """What tells these data from others."""
-        return [*Column.identity(self), str(self.values.type), None if self.file is None else file_identity(self.file)]
+        return [*Column.identity(self), str(self.array.type), None if self.file is None else file_identity(self.file)]
 
     def read(self, start: int, stop: int) -> Array:
         """Some of the samples."""
         try:
-            return to_numpy(self.place, self.values.slice(start, stop - start))
+            return to_numpy(self.place, self.array.slice(start, stop - start))
         except pa.ArrowException as error:
             raise self._failure(error, f"samples {start} to {stop - 1}") from error
 
     def groups(self, encoder: Encoder, start: int, samples: int) -> Iterator[Array]:
         """Rows of groups."""
-        for first in range(start, len(self.values), samples):
-            yield _encoded(encoder, self.values.slice(first, samples))
+        for first in range(start, len(self.array), samples):
+            yield _encoded(encoder, self.array.slice(first, samples))
 
 
 def of_values(place: str, values: Any) -> Column:
@@ -190,7 +190,7 @@ class ParquetColumn(Streamed):
                 start -= sum(file.groups)
                 continue
             try:
-                opened = pq.ParquetFile(file.path, memory_map=True)
+                opened = pq.ParquetFile(file.path, memory_map=True, page_checksum_verification=True)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"cannot read {self.place}: {file.path}: {error}") from error
             with opened:
