@@ -143,7 +143,7 @@ def watch(
 
 def eval(
     data: Annotated[
-        str | None, typer.Argument(help="A table or folder whose columns the options name.", metavar="[DATA]")
+        str | None, typer.Argument(help="A table or folder whose columns the options name.", metavar="DATA")
     ] = None,
     loss: Annotated[str, typer.Option(help="Identifier of a loss; `fastloss losses` lists them.")] = "",
     y_true: Annotated[str, typer.Option(help="A column of DATA, or a file; FILE::NAME in a file of several.")] = "",
@@ -214,7 +214,7 @@ def losses(
         try:
             typer.echo(inspect.getdoc(type(identifiers.instance(name))))
         except (TypeError, ValueError) as error:
-            raise typer.BadParameter(f"{error}.", param_hint="'NAME'") from None
+            raise typer.BadParameter(str(error), param_hint="'NAME'") from None
         return
     width = max(map(len, rows))
     for key in sorted(rows):
@@ -269,7 +269,7 @@ def _loss(name: str, arguments: dict[str, Any]) -> Any:
     try:
         loss = identifiers.instance(name)
     except (TypeError, ValueError) as error:
-        raise typer.BadParameter(f"{error}.", param_hint="'--loss'") from None
+        raise typer.BadParameter(str(error), param_hint="'--loss'") from None
     known = list(inspect.signature(type(loss)).parameters)
     for key in arguments:
         if key not in known:
@@ -278,7 +278,7 @@ def _loss(name: str, arguments: dict[str, Any]) -> Any:
     try:
         return type(loss)(**arguments)
     except (TypeError, ValueError) as error:
-        raise typer.BadParameter(f"{error}.", param_hint="'--set'") from None
+        raise typer.BadParameter(str(error), param_hint="'--set'") from None
 
 
 def _chosen(option: str, given: list[str] | None, known: set[str]) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ COUNT, MASKED, NAN, POSITIVE, NEGATIVE = range(5)
 _SPAN = 20
 """Bits of a cell in a key of `Partial.cells`, below the group's."""
 
+_MIDDLE = 1 << (_SPAN - 1)
+"""Added to a cell, which may be negative."""
+
 ALL = "all samples"
 
 
@@ -153,7 +156,7 @@ class Partial:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         keys, numbers = self.cells[0], self.numbers[0]
         first, last = np.searchsorted(keys, [row << _SPAN, (row + 1) << _SPAN])
-        return (keys[first:last] & ((1 << _SPAN) - 1)) - (1 << (_SPAN - 1)), numbers[first:last]
+        return (keys[first:last] & ((1 << _SPAN) - 1)) - _MIDDLE, numbers[first:last]
 
 
 def summary(
@@ -193,7 +196,7 @@ def summary(
     part = Partial.empty(labels, inner)
     part.samples = samples
     places: Array | None = None
-    values = losses.astype(np.float64)
+    values = losses if weights is None and rows is None else losses.astype(np.float64)
     if mask is not None:
         if rows is not None:
             _tally(part, MASKED, rows[~mask])
@@ -211,7 +214,8 @@ def summary(
         shares = values if weights is None else values * weights
     if top_k:
         part.worst, part.where, part.whose = _worst(values, places, rows, top_k)
-    if not math.isfinite(float(shares.sum())):
+    total, least, largest = sketch.extent(shares) if shares.size else (0.0, 0.0, 0.0)
+    if not math.isfinite(total):
         for column, found in (
             (NAN, np.isnan(shares)),
             (POSITIVE, shares == np.inf),
@@ -227,40 +231,58 @@ def summary(
         values, shares = values[finite], shares[finite]
         weights = None if weights is None else weights[finite]
         rows = None if rows is None else rows[finite]
+        if shares.size:
+            total, least, largest = sketch.extent(shares)
     if values.size:
         with np.errstate(over="ignore", invalid="ignore"):
             _add(part, WEIGHT, 1.0 if spread is None else spread, rows, values.size)
-            _moments(part, values, shares, weights, rows, by_weight)
-            _count_cells(part, values, rows)
+            if weights is not None:
+                _, least, largest = sketch.extent(values)
+            part.floats[0, LEAST], part.floats[0, LARGEST] = least, largest
+            _moments(part, values, shares, total, weights, rows, by_weight)
     return part
 
 
 def _moments(
-    part: Partial, values: Array, shares: Array, weights: Array | None, rows: Array | None, by_weight: bool
+    part: Partial,
+    values: Array,
+    shares: Array,
+    total: float,
+    weights: Array | None,
+    rows: Array | None,
+    by_weight: bool,
 ) -> None:
-    """Sum, moments and extremes of finite losses."""
+    """Sum, moments, extremes and cells of finite losses; `total` is the sum of the shares."""
     table, size = part.floats, values.size
     weighing = weights * weights if by_weight and weights is not None else None
     x = values if by_weight else shares
-    _add(part, SUM, shares, rows, size)
+    _add(part, SUM, shares, rows, size, total)
     _add(part, SCALE, 1.0 if weighing is None else weighing, rows, size)
-    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size)
+    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size, total if x is shares else None)
     with np.errstate(divide="ignore"):
         means = np.where(table[:, SCALE] != 0, table[:, MOMENT] / table[:, SCALE], 0.0)
-    apart = x - means[0]
-    table[0, SQUARES] = np.dot(apart, apart if weighing is None else weighing * apart)
-    table[0, LEAST], table[0, LARGEST] = values.min(), values.max()
+    extremes = float(table[0, LEAST]), float(table[0, LARGEST])
+    table[0, SQUARES], cells, numbers = sketch.scatter(values, *extremes, x, float(means[0]), MULTIPLIER)
+    if weighing is not None:
+        table[0, SQUARES] = np.sum(weighing * (x - means[0]) ** 2)
+    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
     if rows is not None:
-        apart = x - means[rows]
-        squares = apart * apart if weighing is None else weighing * apart * apart
+        squares = (x - means[rows]) ** 2
+        squares = squares if weighing is None else weighing * squares
         table[1:, SQUARES] = np.bincount(rows, squares, len(table))[1:]
         np.minimum.at(table[:, LEAST], rows, values)
         np.maximum.at(table[:, LARGEST], rows, values)
+        keys, counts = np.unique((rows << _SPAN) + sketch.cells(values, MULTIPLIER) + _MIDDLE, return_counts=True)
+        part.cells, part.numbers = [np.concatenate([*part.cells, keys])], [np.concatenate([numbers, counts])]
 
 
-def _add(part: Partial, column: int, values: Array | float, rows: Array | None, size: int) -> None:
-    """Sum over all, and over each group; a number stands for `size` of them."""
-    part.floats[0, column] = values * size if isinstance(values, float) else np.sum(values)
+def _add(
+    part: Partial, column: int, values: Array | float, rows: Array | None, size: int, total: float | None = None
+) -> None:
+    """Sum over all, if that is not known, and over each group; a number stands for `size` of them."""
+    if total is None:
+        total = values * size if isinstance(values, float) else float(np.sum(values, dtype=np.float64))
+    part.floats[0, column] = total
     if rows is not None:
         part.floats[1:, column] = np.bincount(rows, np.broadcast_to(values, size), len(part.floats))[1:]
 
@@ -268,17 +290,6 @@ def _add(part: Partial, column: int, values: Array | float, rows: Array | None, 
 def _tally(part: Partial, column: int, rows: Array) -> None:
     """Count these losses in their groups."""
     part.counts[1:, column] = np.bincount(rows, minlength=len(part.labels))[1:]
-
-
-def _count_cells(part: Partial, values: Array, rows: Array | None) -> None:
-    cells = sketch.cells(values, MULTIPLIER) + (1 << (_SPAN - 1))
-    least = int(cells.min())
-    numbers = np.bincount(cells - least)
-    occupied = np.flatnonzero(numbers)
-    part.cells, part.numbers = [occupied + least], [numbers[occupied]]
-    if rows is not None:
-        keys, counts = np.unique((rows << _SPAN) + cells, return_counts=True)
-        part.cells, part.numbers = [np.concatenate([*part.cells, keys])], [np.concatenate([*part.numbers, counts])]
 
 
 def _worst(values: Array, places: Array | None, rows: Array | None, top_k: int) -> tuple[Array, Array, Array]:

@@ -38,7 +38,7 @@ def draw(evaluation: Evaluation, path: str | os.PathLike[str] | None) -> Figure:
 
 
 def _distribution(axes: Any, evaluation: Evaluation) -> None:
-    """A histogram; a mean and a median line."""
+    """A histogram, with the median and what the loss was reduced to."""
     values, numbers = evaluation._centres(), evaluation._numbers
     axes.set_xlabel("loss of a sample")
     axes.set_ylabel("share of samples")
@@ -53,8 +53,8 @@ def _distribution(axes: Any, evaluation: Evaluation) -> None:
     values = np.clip(values, evaluation.minimum, evaluation.maximum)
     axes.hist(values, edges, weights=numbers / numbers.sum(), color=SHARE)
     axes.axvline(middle, color="black", linestyle=":", label=f"median {middle:.4g}")
-    mean = float(np.average(values, weights=numbers))
-    axes.axvline(mean, color=VALUE, label=f"mean {mean:.4g}")
+    if evaluation.reduction != "sum":
+        axes.axvline(evaluation.value, color=VALUE, label=f"value {evaluation.value:.4g}")
     axes.legend(frameon=False)
 
 
