@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastloss
-from fastloss import losses
+from fastloss import cli, losses
 from fastloss.evaluation import Worst, blocks, partial
 from fastloss.registry import BATCH_LOSSES, LOSSES
 
@@ -574,3 +574,103 @@ def test_what_travels_to_workers_is_small():
     state = scheme.summarise(np.tile(Y, (20, 1)), np.tile(P, (20, 1)))
     assert len(pickle.dumps(state)) < 50_000
     assert len(pickle.dumps(scheme)) < 2000
+
+
+# From a shell.
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"}
+    line = [sys.executable, "-m", "fastloss.cli", *map(str, arguments)]
+    return subprocess.run(line, env=environment, capture_output=True, encoding="utf-8", timeout=120, **options)
+
+
+def in_process(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["fastloss", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0, *capsys.readouterr()
+
+
+def test_command_of_files(stored):
+    done = command(
+        "eval", "--loss", "huber", "--set", "delta=2", "--y-true", stored / "y.npy", "--y-pred", stored / "p.npy"
+    )
+    assert (done.returncode, done.stderr) == (0, "")  # no bar in a pipe
+    assert f"{losses.Huber(2.0)(Y, P):.6g}" in done.stdout
+
+
+def test_command_of_a_table(stored, tmp_path, monkeypatch, capsys):
+    options = ("--y-true", "label", "--y-pred", "score", "--group-by", "g", "--top", 20)
+    places = ("--plot", tmp_path / "out.png", "--json", tmp_path / "out.json", "--scheduler", "threads")
+    done = in_process(
+        monkeypatch, capsys, "eval", stored / "t.parquet", "--loss", "binary_crossentropy", *options, *places
+    )
+    assert done[::2] == (0, "")
+    assert "north" in done[1]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [group["group"] for group in found["groups"]] == ["east", "north", "south"]
+    assert len(found["worst"]) == 20
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    done = in_process(monkeypatch, capsys, "eval", stored / "t.parquet", "--loss", "bce", *options, "--json", "-")
+    assert json.loads(done[1])["value"] == pytest.approx(found["value"], rel=1e-14)
+
+
+def test_a_bar_on_a_terminal(stored):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    line = [sys.executable, "-c", "import sys; from fastloss.cli import main; main()", "eval", "--loss", "mse"]
+    line += ["--y-true", str(stored / "y.npy"), "--y-pred", str(stored / "p.npy")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, stderr=theirs, timeout=120)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode(errors="replace")
+    os.close(ours)
+    assert done.returncode == 0
+    assert "%" in shown
+    assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["--loss", "hubert", "--y-true", "label", "--y-pred", "score"], 2, ["--loss", "did you mean 'huber'"]),
+        (["--loss", "huber", "--set", "delt=2", "--y-true", "label", "--y-pred", "score"], 2, ["'delt'", "delta"]),
+        (["--loss", "huber", "--set", "delta", "--y-true", "label", "--y-pred", "score"], 2, ["--set", "delta=2"]),
+        (
+            ["--loss", "huber", "--set", "delta=-1", "--y-true", "label", "--y-pred", "score"],
+            2,
+            ["must not be negative"],
+        ),
+        (["--loss", "huber", "--y-pred", "score"], 2, ["--y-true", "must be given"]),
+        (["--loss", "huber", "--y-true", "x", "--y-pred", "score"], 1, ["fastloss: error: ", "t.parquet has no 'x'"]),
+        (["--loss", "circle", "--y-true", "label", "--y-pred", "score"], 1, ["cannot be evaluated in batches"]),
+        (["--loss", "mse", "--y-true", "w", "--y-pred", "w", "--json", "/no/where"], 1, ["there is no folder /no"]),
+    ],
+)
+def test_command_line_mistakes(monkeypatch, capsys, stored, arguments, code, parts):
+    done = in_process(monkeypatch, capsys, "eval", stored / "t.parquet", *arguments)
+    assert done[:2] == (code, "")
+    for part in parts:
+        assert part in done[2]
+
+
+def test_command_losses(monkeypatch, capsys):
+    code, out, _ = in_process(monkeypatch, capsys, "losses")
+    assert code == 0
+    for name in (*LOSSES, *BATCH_LOSSES):
+        assert f"\n{name} " in f"\n{out}" or f"\n{name}\n" in out
+    assert "delta=1.0" in out
+    assert "Huber loss" in in_process(monkeypatch, capsys, "losses", "huber")[1]
+    assert in_process(monkeypatch, capsys, "losses", "hubert")[0] == 2
+
+
+def test_command_doctor(monkeypatch, capsys):
+    code, out, _ = in_process(monkeypatch, capsys, "doctor")
+    assert code == 0
+    for part in (fastloss.__version__, np.__version__, "threading layer", "features", "cache", "cuda", "cores"):
+        assert part in out
+    monkeypatch.setattr(fastloss.losses.Huber, "value_and_grad", lambda *_: (1.0, np.zeros(1)))
+    code, out, _ = in_process(monkeypatch, capsys, "doctor")
+    assert code == 1
+    assert "FAILED" in out
