@@ -612,7 +612,7 @@ def test_command_of_a_table(stored, tmp_path, monkeypatch, capsys):
     assert [group["group"] for group in found["groups"]] == ["east", "north", "south"]
     assert len(found["worst"]) == 20
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    done = in_process(monkeypatch, capsys, *start, *options, "--json", "-")
+    done = in_process(monkeypatch, capsys, "eval", stored / "t.parquet", "--loss", "bce", *options, "--json", "-")
     assert json.loads(done[1])["value"] == pytest.approx(found["value"], rel=1e-14)
 
 
