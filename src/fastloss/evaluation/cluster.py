@@ -7,6 +7,7 @@ order in which they finish change no bit. What a worker loses its scheduler comp
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -63,7 +64,13 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
                     f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
                 )
             stack.enter_context(dask.config.set(scheduler=scheduler))
-        state = _graph(scheme, inputs, data).compute()
+        task = _graph(scheme, inputs, data)
+        if progress is True:
+            from dask.diagnostics.progress import ProgressBar
+
+            # Of local schedulers; a cluster has its dashboard.
+            stack.enter_context(ProgressBar(out=sys.stderr))  # type: ignore[no-untyped-call]
+        state = task.compute()
     if state is None:
         raise ValueError("there is no sample to evaluate: `y_pred` is empty")
     assert isinstance(state, State)

@@ -84,7 +84,7 @@ def evaluate(
         finished one returns its result. Delete the file to start anew. Not for Dask.
     progress : bool or callable, optional
         True draws a bar on standard error; a function is called with the samples done and their number, None if it is
-        not known.
+        not known. A ``distributed`` cluster shows its progress on its dashboard instead.
     n_threads : int, optional
         Threads that compute; by default as `fastloss.set_num_threads` says, else all cores. It does not change the
         result.

@@ -190,13 +190,13 @@ class Encoder:
             least, largest = int(values.min()), int(values.max())
             if largest - least < 4 * values.size:
                 shifted = (values - values.dtype.type(least)).astype(np.int64)
-                return self._look_up(shifted, np.arange(least, largest + 1), np.unique)
+                return self._look_up(shifted, np.arange(least, largest + 1))
         if values.dtype.kind == "b":
-            return self._look_up(values.astype(np.int64), np.array([False, True]), np.unique)
+            return self._look_up(values.astype(np.int64), np.array([False, True]))
         unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
         return self._scatter(unique, first, inverse)
 
-    def _look_up(self, shifted: Array, labels: Array, unique: Any) -> Array:
+    def _look_up(self, shifted: Array, labels: Array) -> Array:
         present = np.flatnonzero(np.bincount(shifted, minlength=len(labels)))
         table = np.zeros(len(labels), np.int64)
         table[present] = self.rows(labels[present].tolist())
@@ -319,21 +319,16 @@ def recut(place: str, pieces: Iterator[Array], samples: int) -> Iterator[Array]:
 
 def advise(array: Any, start: int, stop: int) -> None:
     """Tell the system that a part of a memory map will be read next."""
-    base = array
-    while isinstance(base, np.ndarray) and not hasattr(base, "_mmap"):
-        base = base.base
-    memory = getattr(base, "_mmap", None)
-    if memory is None or not hasattr(memory, "madvise") or not isinstance(array, np.memmap):
-        return
     import mmap
 
-    if not hasattr(mmap, "MADV_WILLNEED") or start >= len(array):
+    if not (isinstance(array, np.memmap) and hasattr(mmap, "MADV_WILLNEED")) or start >= len(array):
         return
+    memory: Any = array._mmap  # type: ignore[attr-defined]
     row = array.strides[0]
     first = array.offset % mmap.ALLOCATIONGRANULARITY + start * row
     first -= first % mmap.PAGESIZE
     length = min((stop - start) * row, len(memory) - first)
-    if row > 0 and 0 <= first < len(memory) and length > 0:
+    if row > 0 and length > 0:
         memory.madvise(mmap.MADV_WILLNEED, first, length)
 
 
