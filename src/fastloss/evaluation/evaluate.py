@@ -295,7 +295,8 @@ class Run:
             self._scheme.check_shape(shape)
             size = first.itemsize
         else:
-            size = 8
+            dtype = getattr(getattr(columns["y_pred"], "array", None), "dtype", None)
+            size = dtype.itemsize if isinstance(dtype, np.dtype) else 8
         samples = self._samples(shape, size)
         streams = {
             name: column.groups(encoder, start, samples) if name == "group_by" else column.batches(start, samples)
