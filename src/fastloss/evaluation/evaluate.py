@@ -263,7 +263,7 @@ class Run:
                     batch = reader.next()
                     more = batch is not None
                     if batch is not None:
-                        waiting.append(pool.submit(self._states, batch))
+                        waiting.append(pool.submit(states, self._scheme, batch))
                 if not waiting:
                     break
                 for part in waiting.popleft().result():
@@ -279,13 +279,8 @@ class Run:
             raise ValueError(f"there is no sample to evaluate: {self._columns['y_pred'].place} is empty")
         return state
 
-    def _states(self, batch: Batch) -> list[State]:
-        """The summaries of a batch's blocks."""
-        return states(self._scheme, batch)
-
     def _batches(self, start: int, encoder: sources.Encoder) -> Iterator[Batch]:
         """Batches of whole blocks, with all columns in step."""
-        samples = None
         shape = self._columns["y_pred"].shape
         columns = dict(self._columns)
         if shape is None:
