@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastloss import evaluation as evaluation
     from fastloss import losses as losses
     from fastloss import monitor as monitor
     from fastloss import regularizers as regularizers
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from fastloss.diagnosis import diagnose as diagnose
     from fastloss.engine.threads import get_num_threads as get_num_threads
     from fastloss.engine.threads import set_num_threads as set_num_threads
+    from fastloss.evaluation.evaluate import evaluate as evaluate
+    from fastloss.evaluation.result import Evaluation as Evaluation
     from fastloss.gradients import check_gradient as check_gradient
     from fastloss.kernels.definition import Kernel as Kernel
     from fastloss.kernels.definition import RowFunctions as RowFunctions
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "monitor", "regularizers", "symbols")
+_MODULES = ("evaluation", "losses", "monitor", "regularizers", "symbols")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
@@ -51,12 +54,14 @@ _HOME = {
     "clip_by_norm": "fastloss.clipping",
     "clip_by_value": "fastloss.clipping",
     "diagnose": "fastloss.diagnosis",
+    "Evaluation": "fastloss.evaluation.result",
     "Kernel": "fastloss.kernels.definition",
     "RowFunctions": "fastloss.kernels.definition",
     "check_gradient": "fastloss.gradients",
     "kernel": "fastloss.nopython",
     "pointwise": "fastloss.kernels.definition",
     "rowwise": "fastloss.kernels.definition",
+    "evaluate": "fastloss.evaluation.evaluate",
     "floatx": "fastloss.settings",
     "get_check_numerics": "fastloss.settings",
     "set_check_numerics": "fastloss.settings",
@@ -68,6 +73,7 @@ _HOME = {
 
 __all__ = [
     "Diagnosis",
+    "Evaluation",
     "Finding",
     "Kernel",
     "NumericsError",
@@ -80,6 +86,8 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "diagnose",
+    "evaluate",
+    "evaluation",
     "floatx",
     "get_check_numerics",
     "get_num_threads",

@@ -6,14 +6,16 @@ runs, within `_extra`, so that ``fastloss --help`` is quick and a missing librar
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import io
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import fastloss
 
@@ -139,6 +141,146 @@ def watch(
         _fail(str(error), code=1)
 
 
+def eval(
+    data: Annotated[
+        str | None, typer.Argument(help="A table or folder whose columns the options name.", metavar="DATA")
+    ] = None,
+    loss: Annotated[str, typer.Option(help="Identifier of a loss; `fastloss losses` lists them.")] = "",
+    y_true: Annotated[str, typer.Option(help="A column of DATA, or a file; FILE::NAME in a file of several.")] = "",
+    y_pred: Annotated[str, typer.Option(help="Likewise.")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="An argument of the loss; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+    sample_weight: Annotated[str | None, typer.Option(help="Likewise, or a number.")] = None,
+    mask: Annotated[str | None, typer.Option(help="Which samples count; likewise.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="A result for each label of this; likewise.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many of the worst samples to show.")] = 0,
+    json: Annotated[str | None, typer.Option(help="Where the result goes as JSON; - for standard output.")] = None,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where a plot goes.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Keeps the state, to go on after a kill.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786; or threads, processes.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples read at once.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")] = None,
+) -> None:
+    """Evaluate a loss over files of any size."""
+    for option, value in (("--loss", loss), ("--y-true", y_true), ("--y-pred", y_pred)):
+        if not value:
+            raise typer.BadParameter("must be given.", param_hint=f"'{option}'")
+    arguments = dict(_setting(text) for text in settings or ())
+    for path in (plot, checkpoint, None if json in (None, "-") else Path(json or "")):
+        # Asked before anything is computed: nobody waits for a result that has no place.
+        if path is not None and not path.parent.is_dir():
+            _fail(f"cannot write to {path}: there is no folder {path.parent}", code=1)
+    try:
+        found = _loss(loss, arguments)
+        evaluation = fastloss.evaluate(
+            found,
+            y_true,
+            y_pred,
+            _number(sample_weight),
+            mask=mask,
+            group_by=group_by,
+            data=data,
+            top_k=top,
+            checkpoint=checkpoint,
+            scheduler=scheduler,
+            batch_size=batch_size or "auto",
+            progress=sys.stderr.isatty(),
+            n_threads=threads,
+        )
+        if plot is not None:
+            evaluation.plot(plot)
+        text = evaluation.to_json(None if json in (None, "-") else json)
+    except ImportError as error:
+        _fail(str(error), code=2)
+    except (OSError, TypeError, ValueError) as error:
+        _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), code=1)
+    print(text if json == "-" else evaluation)
+
+
+def losses(
+    name: Annotated[str | None, typer.Argument(help="Show this one's documentation.")] = None,
+) -> None:
+    """List the losses, with their options and defaults."""
+    from fastloss.losses import identifiers
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    rows: dict[str, Any] = {**LOSSES, **BATCH_LOSSES}
+    if name is not None:
+        try:
+            typer.echo(inspect.getdoc(type(identifiers.instance(name))))
+        except (TypeError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint="'NAME'") from None
+        return
+    width = max(map(len, rows))
+    for key in sorted(rows):
+        options = inspect.signature(rows[key].cls).parameters.values()
+        shown = (
+            option.name if option.default is option.empty else f"{option.name}={option.default!r}"
+            for option in options
+            if option.name not in ("name", "dtype", "reduction")
+        )
+        typer.echo(f"{key:<{width}}  {', '.join(shown)}".rstrip())
+    typer.echo("\nAll take reduction= too: sum_over_batch_size, mean, mean_with_sample_weight, sum or none.")
+
+
+def doctor() -> None:
+    """Report versions, processor, threads, cache and CUDA."""
+    from fastloss.doctor import examine
+
+    found = examine()
+    width = max(map(len, found))
+    for name, value in found.items():
+        typer.echo(f"{name:<{width}}  {value}")
+    if any("FAILED" in value for value in found.values()):
+        raise SystemExit(1)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``name=value``, the value as Python or JSON writes it, else as text."""
+    name, sign, value = text.partition("=")
+    if not (sign and name.isidentifier()):
+        raise typer.BadParameter(f"must be like delta=2, got {text!r}", param_hint="'--set'")
+    words = {"true": True, "false": False, "null": None}
+    if value.lower() in words:
+        return name, words[value.lower()]
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _number(text: str | None) -> Any:
+    """A weight of all samples, if it is a number."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _loss(name: str, arguments: dict[str, Any]) -> Any:
+    """The loss of that name with these arguments."""
+    from fastloss.losses import identifiers
+
+    try:
+        loss = identifiers.instance(name)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="'--loss'") from None
+    known = list(inspect.signature(type(loss)).parameters)
+    for key in arguments:
+        if key not in known:
+            message = f"{type(loss).__name__} has no {key!r}; there is {', '.join(known)}."
+            raise typer.BadParameter(message, param_hint="'--set'")
+    try:
+        return type(loss)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="'--set'") from None
+
+
 def _chosen(option: str, given: list[str] | None, known: set[str]) -> tuple[str, ...]:
     """What was asked for, if there is such a thing."""
     for name in given or ():
@@ -156,7 +298,7 @@ def _shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, bench, watch)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, bench, watch, eval, losses, doctor)
 
 
 def main() -> None:

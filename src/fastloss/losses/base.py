@@ -95,6 +95,9 @@ class Loss:
     finite_slopes: ClassVar[bool] = False
     """Whether the gradient is finite wherever the loss is, so that ``check_numerics`` need not look at it."""
 
+    coupled: ClassVar[bool] = False
+    """Whether a sample's loss depends on the other samples of its batch, so that batches cannot be added up."""
+
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
     ) -> None:

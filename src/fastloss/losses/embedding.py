@@ -20,6 +20,8 @@ _ROWS = 32
 class EmbeddingLoss(Loss):
     """A loss of embeddings (rows of `y_pred`) and one label for each."""
 
+    coupled = True
+
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
         return labels_of(y, p), arrays.contiguous(p.astype(compute, copy=False))
 

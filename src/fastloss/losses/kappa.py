@@ -79,6 +79,8 @@ class WeightedKappaLoss(Loss):
 
     accepts_auto = True
 
+    coupled = True
+
     num_classes = Option(_classes)
     weightage = Option(options.choice("linear", "quadratic"))
     epsilon = Option(options.non_negative)

@@ -1,0 +1,111 @@
+"""An evaluation's state in a file: what was computed so far, and of what."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastloss.evaluation.partial import Partial, State
+from fastloss.evaluation.sources import Encoder
+
+FORMAT = 1
+EVERY = 5.0
+"""Seconds between two writes."""
+
+_ARRAYS = ("floats", "low", "counts", "worst", "where", "whose")
+
+
+class Checkpoint:
+    """A file that always holds a whole state: each is written beside it and then takes its place.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    task : dict
+        What is evaluated, as JSON takes it; a file of another task is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], task: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self._task = json.loads(json.dumps(task, default=str))
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"`checkpoint`: there is no folder {self.path.parent}")
+
+    def load(self) -> tuple[State, Encoder, bool] | None:
+        """State, groups and whether it is finished; None if there is none yet."""
+        if not self.path.exists():
+            return None
+        try:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                if about["format"] != FORMAT:
+                    raise ValueError(f"it has format {about['format']}, expected {FORMAT}")
+                self._compare(about["task"])
+                readings = [
+                    None if reading is None else _partial(reading, arrays, f"{i}-")
+                    for i, reading in enumerate(about["readings"])
+                ]
+        except _OtherTaskError as error:
+            raise ValueError(str(error)) from None
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"`checkpoint`: {self.path} is no checkpoint of an evaluation: {error}") from error
+        return State(readings), Encoder(about["labels"]), about["finished"]
+
+    def _compare(self, task: dict[str, Any]) -> None:
+        for key in sorted({*task, *self._task}):
+            if task.get(key) != self._task.get(key):
+                raise _OtherTaskError(
+                    f"`checkpoint`: {self.path} is that of another evaluation: its {key} was {task.get(key)!r}, now it "
+                    f"is {self._task.get(key)!r}; delete the file to start anew"
+                )
+
+    def save(self, state: State, encoder: Encoder, finished: bool) -> None:
+        """Write the state; a kill leaves this one or the one before."""
+        about: dict[str, Any] = {
+            "format": FORMAT,
+            "task": self._task,
+            "finished": finished,
+            "labels": list(encoder.labels),  # the reader may be adding some
+            "readings": [],
+        }
+        arrays: dict[str, Any] = {}
+        for i, reading in enumerate(state.readings):
+            if reading is None:
+                about["readings"].append(None)
+                continue
+            reading.compact()
+            about["readings"].append({"samples": reading.samples, "inner": reading.inner, "rows": reading.labels})
+            arrays |= {f"{i}-{name}": getattr(reading, name) for name in _ARRAYS}
+            arrays[f"{i}-cells"] = reading.cells[0] if reading.cells else np.empty(0, np.int64)
+            arrays[f"{i}-numbers"] = reading.numbers[0] if reading.numbers else np.empty(0, np.int64)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with open(beside, "wb") as file:
+                np.savez(file, about=np.array(json.dumps(about)), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+class _OtherTaskError(Exception):
+    pass
+
+
+def _partial(about: dict[str, Any], arrays: Any, prefix: str) -> Partial:
+    tables = {name: arrays[prefix + name] for name in _ARRAYS}
+    return Partial(
+        about["samples"],
+        tuple(about["inner"]),
+        about["rows"],
+        cells=[arrays[f"{prefix}cells"]],
+        numbers=[arrays[f"{prefix}numbers"]],
+        **tables,
+    )

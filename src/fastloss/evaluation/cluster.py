@@ -1,0 +1,222 @@
+"""The same evaluation as a Dask graph: a task for each partition, and their summaries added in a tree.
+
+Which tasks add which summaries is settled by the number of partitions alone, so that the number of workers and the
+order in which they finish change no bit. What a worker loses its scheduler computes again.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from fastloss.evaluation import sources
+from fastloss.evaluation.blocks import Scheme, block_samples
+from fastloss.evaluation.evaluate import Batch, check_lengths, states
+from fastloss.evaluation.files import needs
+from fastloss.evaluation.partial import Partial, State
+from fastloss.losses.arrays import Array
+
+BRANCHES = 8
+"""How many summaries a task adds."""
+
+PART_BYTES = 64 << 20
+"""About how much of the predictions a task reads, where they are no Dask collection."""
+
+
+def concerns(values: list[Any]) -> bool:
+    """Whether a Dask collection is among the data; Dask is not imported to find out."""
+    return any(type(value).__module__.partition(".")[0].startswith("dask") for value in values)
+
+
+def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any) -> State:
+    """Compute with Dask.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        What is computed of each block.
+    inputs : dict
+        Targets, predictions and so on.
+    data : object or None
+        What names in `inputs` are columns of.
+    scheduler : str or None
+        An address or the name of one of Dask's own schedulers; None for the current one.
+    progress : bool, callable or None
+        As `fastloss.evaluate` takes it.
+    """
+    with needs("dask", "cluster"):
+        import dask
+
+    with ExitStack() as stack:
+        if scheduler is not None and "://" in scheduler:
+            with needs("distributed", "cluster"):
+                from distributed import Client
+            stack.enter_context(Client(scheduler))  # type: ignore[no-untyped-call]
+        elif scheduler is not None:
+            known = ("threads", "processes", "synchronous")
+            if scheduler not in known:
+                raise ValueError(
+                    f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
+                )
+            stack.enter_context(dask.config.set(scheduler=scheduler))
+        task = _graph(scheme, inputs, data)
+        if progress is True:
+            from dask.diagnostics.progress import ProgressBar
+
+            # Of local schedulers; a cluster has its dashboard.
+            stack.enter_context(ProgressBar(out=sys.stderr))  # type: ignore[no-untyped-call]
+        state = task.compute()
+    if state is None:
+        raise ValueError("there is no sample to evaluate: `y_pred` is empty")
+    assert isinstance(state, State)
+    return state
+
+
+def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
+    """The task whose result is the summary of all data."""
+    from dask.delayed import delayed
+
+    collections: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if data is not None and isinstance(value, (str, int)) and concerns([data]):
+            if value not in data.columns:
+                raise sources.missing(f"`{name}`", value, list(data.columns), "data")
+            value = data[value]
+        (collections if concerns([value]) else others)[name] = value
+    pieces: dict[str, list[Any]] = {}
+    sizes: list[int] | None = None
+    for name in sorted(collections, key="y_pred".__ne__):
+        found, pieces[name] = _partitions(name, collections[name], sizes)
+        sizes = sizes or found
+    counts = {name: len(found) for name, found in pieces.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"`{name}` has {count}" for name, count in counts.items())
+        raise ValueError(f"Dask collections must have the same partitions, but {said}")
+    if others:
+        pieces |= _columns(others, data, sizes if collections else None, bool(collections))
+    shape = getattr(collections.get("y_pred"), "shape", None)
+    if shape is not None:
+        scheme.check_shape(tuple(shape[1:]))
+    summarise, add = delayed(_summarise, pure=False), delayed(_add, pure=False)
+    level = [
+        summarise(scheme, number, {name: found[number] for name, found in pieces.items()})
+        for number in range(len(pieces["y_pred"]))
+    ]
+    while len(level) > 1:
+        level = [add(level[i : i + BRANCHES], scheme.top_k) for i in range(0, len(level), BRANCHES)]
+    return level[0] if level else delayed(None)
+
+
+def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[int] | None, list[Any]]:
+    """The lengths of the partitions, if they are known, and the partitions."""
+    if hasattr(value, "chunks"):
+        if value.ndim == 0:
+            raise ValueError(f"`{name}` must have samples along its first axis, got a single number")
+        whole: dict[int, Any] = dict.fromkeys(range(1, value.ndim), -1)
+        known = not any(math.isnan(size) for size in value.chunks[0])
+        if known and sizes is not None:
+            check_lengths({name: (sum(value.chunks[0]), f"`{name}`"), "others": (sum(sizes), "the predictions")})
+            whole[0] = tuple(sizes)
+        value = value.rechunk(whole)
+        found = [int(size) for size in value.chunks[0]] if known else None
+        return found, list(value.to_delayed().ravel())
+    if hasattr(value, "to_delayed"):
+        return None, list(value.to_delayed())
+    raise TypeError(f"`{name}` must be a Dask array, series or column of a data frame, got {type(value).__name__}")
+
+
+def _columns(others: dict[str, Any], data: Any, sizes: list[int] | None, beside: bool) -> dict[str, list[Any]]:
+    """Parts of what is no Dask collection: a file is opened where the part is needed."""
+    if beside and sizes is None:
+        raise ValueError(
+            f"`{next(iter(others))}` is no Dask collection, so the partitions beside it must have known lengths: call "
+            "`compute_chunk_sizes()` of an array, or `to_dask_array(lengths=True)` of a series"
+        )
+    default = np.dtype(np.float32)
+    columns = {name: sources.resolve(f"`{name}`", value, data, default, {}) for name, value in others.items()}
+    for name, column in columns.items():
+        if column.length is None:
+            raise TypeError(f"`{name}` must have a length to be cut for Dask, got an iterable of batches")
+    if sizes is None:
+        sizes = _cut(columns["y_pred"])
+    lengths = {name: (column.length, column.place) for name, column in columns.items()}
+    check_lengths({**lengths, "others": (sum(sizes), "what is beside it")})
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    pairs = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    # An array's part travels with its task; a file's column travels as its path.
+    return {
+        name: [column.read(*pair) for pair in pairs]
+        if isinstance(column, sources.Sliced) and column.file is None
+        else [_Part(column, *pair) for pair in pairs]
+        for name, column in columns.items()
+    }
+
+
+def _cut(column: sources.Column) -> list[int]:
+    """Lengths of parts of about `PART_BYTES`, of whole row groups where there are some."""
+    row = 8 * math.prod(column.shape or ())
+    most = max(1, PART_BYTES // row)
+    if isinstance(getattr(column, "files", None), list):
+        rows = [group for file in column.files for group in file.groups]  # type: ignore[attr-defined]
+    else:
+        block = block_samples(column.shape or ())
+        most = max(1, most // block) * block
+        length = column.length or 0
+        rows = [min(most, length - start) for start in range(0, length, most)]
+    sizes: list[int] = []
+    for size in rows:
+        if sizes and sizes[-1] + size <= most:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+    return sizes
+
+
+class _Part:
+    """Some samples of a column, read where they are needed."""
+
+    def __init__(self, column: sources.Column, start: int, stop: int) -> None:
+        self._column, self._start, self._stop = column, start, stop
+
+    def read(self) -> Array:
+        if isinstance(self._column, sources.Sliced):
+            return self._column.read(self._start, self._stop)
+        batches = self._column.batches(self._start, max(1, self._stop - self._start))
+        return next(batches)
+
+
+def _summarise(scheme: Scheme, number: int, parts: dict[str, Any]) -> State | None:
+    """A partition's summary; None of an empty one."""
+    encoder = sources.Encoder()
+    arrays = {}
+    for name, part in parts.items():
+        if isinstance(part, _Part):
+            part = part.read()
+        found = sources.as_array(f"`{name}`", part if isinstance(part, np.ndarray) else part.to_numpy())
+        arrays[name] = encoder.encode(found) if name == "group_by" else found
+    check_lengths({name: (len(found), f"partition {number} of `{name}`") for name, found in arrays.items()})
+    if not len(arrays["y_pred"]):
+        return None
+    scheme.check_shape(arrays["y_pred"].shape[1:])
+    try:
+        return _add(states(scheme, Batch(arrays, 0, encoder.labels)), scheme.top_k)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"in partition {number}")
+        raise
+
+
+def _add(parts: Sequence[State | None], top_k: int) -> State | None:
+    """Neighbouring summaries as one."""
+    total: State | None = None
+    for part in parts:
+        if part is not None:
+            if total is None:
+                total = State([None if reading is None else Partial.empty() for reading in part.readings])
+            total.add(part, top_k)
+    return total
