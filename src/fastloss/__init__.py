@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "monitor", "regularizers", "symbols")
+_MODULES = ("cuda", "losses", "monitor", "regularizers", "symbols")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
@@ -79,6 +79,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "cuda",
     "diagnose",
     "floatx",
     "get_check_numerics",

@@ -1,0 +1,88 @@
+"""What the GPU, or the simulator in its place, offers to a driver: decorators, sizes, dtypes.
+
+In the simulator (``NUMBA_ENABLE_CUDASIM=1``) each thread of a block is a thread of Python's, and a warp knows no
+shuffles. So its warps and blocks are small, and scalar functions are plain Python on NumPy scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+try:
+    from numba import cuda
+    from numba.cuda.core import config  # absent from the target that Numba itself used to have
+except ImportError as error:
+    raise ImportError(
+        "A CUDA array needs numba-cuda: install 'fastloss[cuda]' for CUDA 13 or 'fastloss[cuda12]' for CUDA 12"
+    ) from error
+
+from fastloss.engine import storage
+from fastloss.engine.toolbox import Toolbox
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+WARP = 4 if SIMULATED else 32
+"""Threads that exchange numbers without shared memory."""
+
+THREADS = 8 if SIMULATED else 256
+"""Of a block."""
+
+MOST_THREADS = 16 if SIMULATED else 1024
+"""Of a block for a row that no shared memory holds."""
+
+SHARED_BYTES = 1024 if SIMULATED else 48 * 1024
+"""What a block may have of it without asking."""
+
+device: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
+
+
+@cache
+def toolbox(dtype: np.dtype[Any]) -> Toolbox:
+    """The toolbox of `dtype`, its functions compiled for the device."""
+    return Toolbox(dtype, decorate=device)
+
+
+def element_type(code: str) -> Any:
+    """The NumPy scalar type of the array that a kernel sees: float16 itself, the bits of bfloat16 and booleans."""
+    return np.float16 if code == "f2" else storage.element_type(code)
+
+
+@cache
+def load(dtype: np.dtype[Any], code: str) -> Callable[[Any, int], Any]:
+    """``load(array, i)``: an element stored as `code`, in `dtype`."""
+    convert = dtype.type
+    if code == "bf2":
+
+        def read(array, i):
+            return convert(np.uint32(np.uint32(array[i]) << np.uint32(16)).view(np.float32))
+
+    else:
+
+        def read(array, i):
+            return convert(array[i])
+
+    return device(read)
+
+
+@cache
+def store(code: str) -> Callable[[Any, int, Any], None]:
+    """``store(array, i, value)``, rounding to nearest, ties to even."""
+    if code == "bf2":
+
+        def write(array, i, value):
+            bits = np.float32(value).view(np.uint32)
+            upper = np.uint32(bits >> np.uint32(16))
+            rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16))
+            array[i] = np.uint16(np.uint32(upper | np.uint32(0x40)) if value != value else rounded)
+
+    else:
+        kind = np.float16 if code == "f2" else None
+
+        def write(array, i, value):
+            array[i] = kind(value) if kind is not None else value
+
+    return device(write)
