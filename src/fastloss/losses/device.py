@@ -1,9 +1,9 @@
 """A compiled loss of arrays on a CUDA device: from what a user passes to a `fastloss.engine.cuda.launch.Job`.
 
 The rules are those of the CPU, and mostly its code: shapes are laid out by `fastloss.losses.layout`, weights and masks
-aligned by `fastloss.losses.reductions`, on arrays of which only shapes and strides are looked at. What the CPU works out
-from values (how many samples a mask leaves) is worked out on the device: nothing waits for it, and nothing is copied to
-the host. Imported when the first such array comes.
+aligned by `fastloss.losses.reductions`, on arrays of which only shapes and strides are looked at. What the CPU works
+out from values (how many samples a mask leaves) is worked out on the device: nothing waits for it, and nothing is
+copied to the host. Imported when the first such array comes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from fastloss.engine import storage
 from fastloss.engine.cuda import labels, launch
 from fastloss.engine.cuda.arrays import DeviceArray, Library, library_of
 from fastloss.engine.cuda.target import SIMULATED, cuda
-from fastloss.engine.variant import Variant
 from fastloss.losses import arrays, reductions
 from fastloss.losses.layout import Layout
-from fastloss.losses.plan import GRADIENT, HESSIAN, variant_of
+from fastloss.losses.plan import HESSIAN, variant_of
 
 if TYPE_CHECKING:
     from fastloss.losses.base import KernelLoss, Loss
@@ -59,8 +58,8 @@ class DeviceReduction:
 def no_form(loss: Loss) -> NotImplementedError:
     """The error of a loss that has no CUDA form."""
     return NotImplementedError(
-        f"{type(loss).__name__} has no CUDA form yet; copy `y_true` and `y_pred` to the host for it. The losses that have "
-        "one are marked in the table of losses"
+        f"{type(loss).__name__} has no CUDA form yet; copy `y_true` and `y_pred` to the host for it. The table of "
+        "losses in the documentation shows which have one"
     )
 
 
@@ -97,7 +96,7 @@ def evaluate(
 def _require_device() -> None:
     if not SIMULATED and not cuda.is_available():
         raise RuntimeError(
-            "a CUDA array needs a CUDA driver and a device that numba-cuda finds; `python -m numba -s` says what it sees"
+            "a CUDA array needs a CUDA driver and a device that numba-cuda finds: see `python -m numba -s`"
         )
 
 
@@ -255,8 +254,10 @@ def _both(ignoring: DeviceArray, mask: DeviceArray) -> DeviceArray:
 
 def _rows(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     """One number a row of values of that shape, to which the array broadcasts."""
-    wide: DeviceArray = np.broadcast_to(array, shape)  # type: ignore[arg-type, assignment]
-    return wide.reshape(-1).contiguous()
+    like_numpys: Any = array
+    wide: Any = np.broadcast_to(like_numpys, shape)
+    found: DeviceArray = wide.reshape(-1).contiguous()
+    return found
 
 
 def _times_class_weights(
@@ -300,12 +301,13 @@ def _resolve(
         # Of the mean with the sum of weights as its divisor a number cancels, unless it is 0: the device decides.
         weight = library.upload(np.full((1,) * len(shape), number, compute), code) if _divides(name, shape) else None
     scale = 1.0 if number is None or weight is not None else number
-    aligned: Any = reductions._align(shape, weight, mask)
+    unaligned: Any = mask
+    aligned: Any = reductions.align(shape, weight, unaligned)
     weight, mask, shape, outer = aligned
     if outer != shape:
         raise NotImplementedError(
-            f"`sample_weight` of shape {weight.shape} for values of shape {shape}, which makes more values of them, has "
-            "no CUDA form"
+            f"`sample_weight` of shape {weight.shape}, which makes more values of those of shape {shape}, has no CUDA "
+            "form"
         )
     scalar = name not in ("none", None) or shape == ()
     flow = _read(library, "upstream", upstream, compute)

@@ -94,7 +94,7 @@ def resolve(
         Compute dtype.
     """
     weight = None if sample_weight is None else sample_weight.astype(dtype, copy=False)
-    weight, mask, shape, outer = _align(shape, weight, mask)
+    weight, mask, shape, outer = align(shape, weight, mask)
     factor, empty = _factor(reduction, weight, mask, outer)
     varies = mask is not None or (weight is not None and reduction == "mean_with_sample_weight")
     scalar = reduction not in ("none", None) or outer == ()
@@ -121,7 +121,7 @@ def resolve(
     return Reduction(rows, grad_rows, row_mask, factor, factor, outer, spread, False, varies)
 
 
-def _align(
+def align(
     shape: tuple[int, ...], weight: Array | None, mask: Array | None
 ) -> tuple[Array | None, Array | None, tuple[int, ...], tuple[int, ...]]:
     """Weights and mask of the values' rank, the values' shape as the rank rule leaves it, and the result's shape."""

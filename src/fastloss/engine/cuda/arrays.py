@@ -1,7 +1,7 @@
 """Arrays on a CUDA device, whosever they are: where they lie, and how their library makes another one.
 
-`DeviceArray` speaks as much of NumPy's language (``shape``, ``reshape``, ``transpose``, `numpy.broadcast_to`) as the code
-needs that lays targets and predictions out, so that one code serves both kinds of memory.
+`DeviceArray` speaks as much of NumPy's language (``shape``, ``reshape``, ``transpose``, `numpy.broadcast_to`) as the
+code needs that lays targets and predictions out, so that one code serves both kinds of memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from fastloss.engine import storage
-from fastloss.engine.cuda.target import SIMULATED, element_type
+from fastloss.engine.cuda.target import SIMULATED, cuda, element_type, simulated_array
 
 Shape = tuple[int, ...]
 
@@ -299,9 +298,7 @@ class Simulator(Library):
 
     @staticmethod
     def _wrap(array: np.ndarray[Any, Any]) -> Any:
-        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-
-        return FakeCUDAArray(array)
+        return simulated_array(array)
 
 
 class Torch(Library):

@@ -5,10 +5,11 @@
     of a tile, `THREADS` apart so that a warp's loads are coalesced, before it computes any, so that many loads are on
     their way at once.
 ``rows``
-    Everything else. A *team* of lanes has a row: a part of a warp, a warp, or a whole block. Where the rows of a block's
-    teams fit shared memory (``staged``), the block loads them as one run, coalesced whatever the length of a row, what
-    is gathered replaces the predictions there, and gradients leave the same way: a row is read from device memory once.
-    A longer row is read once a stage, and what was gathered is computed again rather than written and read.
+    Everything else. A *team* of lanes has a row: a part of a warp, a warp, or a whole block. Where the rows of a
+    block's teams fit shared memory (``staged``), the block loads them as one run, coalesced whatever the length of a
+    row, what is gathered replaces the predictions there, and gradients leave the same way: a row is read once.
+    Of a longer row as much waits there as a block may have (``cached``); the rest is
+    read once a stage, from the second-level cache with luck, and what was gathered is computed again.
 ``pieces``
     A few long rows of losses without a pivot (Dice of a whole batch is one): one launch sums pieces of rows, a second
     adds those sums and writes the slopes.
@@ -30,16 +31,26 @@ A label that is no class makes its row's loss and gradient NaN, and its row numb
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import cuda
-from numba.cuda import types
 
 from fastloss.engine import storage
-from fastloss.engine.cuda.target import SIMULATED, THREADS, WARP, device, load, store, toolbox
+from fastloss.engine.cuda.target import (
+    SIMULATED,
+    THREADS,
+    WARP,
+    cuda,
+    device,
+    element_type,
+    load,
+    store,
+    toolbox,
+    types,
+)
 from fastloss.engine.variant import Variant
 
 RUN = 16
@@ -86,10 +97,12 @@ def build(target: Target) -> Callable[..., Any]:
 # ---- what the drivers share -----------------------------------------------------------------------------------------
 
 if SIMULATED:
+    _lock = threading.Lock()
 
     def exchange(x, distance):
         """The number that the lane at this distance has."""
-        swap = cuda.shared.array(1024, np.float64)
+        with _lock:  # of two threads that ask first, each would get an array of its own
+            swap = cuda.shared.array(1024, np.float64)
         lane = cuda.threadIdx.x
         swap[lane] = x
         cuda.syncthreads()
@@ -100,6 +113,15 @@ if SIMULATED:
     def like(x, value):
         """A number from shared memory, which the simulator keeps in float64, in the type of `x`."""
         return type(x)(value)
+
+    def shared(slots, kind):
+        """A function that gives shared memory; one for all, as the simulator knows it by its line of source."""
+
+        def give():
+            with _lock:
+                return cuda.shared.array(64, np.float64)
+
+        return give
 
 else:
 
@@ -113,6 +135,10 @@ else:
         """A number from shared memory."""
         return value
 
+    def shared(slots, kind):
+        """A function that gives shared memory."""
+        return device(lambda: cuda.shared.array(slots, kind))
+
 
 def _numba(dtype: Any) -> Any:
     return getattr(types, np.dtype(dtype).name)
@@ -121,8 +147,7 @@ def _numba(dtype: Any) -> Any:
 def _together(combine: Any, lanes: int, dtype: Any) -> Callable[[Any], Any]:
     """``together(x)``: all x of a team of so many lanes combined, in an order that is always the same."""
     WIDTH, WARPS = min(lanes, WARP), lanes // WARP
-    # The simulator knows shared arrays by their line of source, so that line has one size and dtype there.
-    slots, kind = (64, np.float64) if SIMULATED else (max(1, WARPS), _numba(dtype))
+    parts_of = shared(max(1, WARPS), _numba(dtype))
 
     @device
     def together(x):
@@ -131,7 +156,7 @@ def _together(combine: Any, lanes: int, dtype: Any) -> Callable[[Any], Any]:
             x = combine(x, exchange(x, distance))
             distance //= 2
         if WARPS > 1:
-            parts = cuda.shared.array(slots, kind)
+            parts = parts_of()
             lane = cuda.threadIdx.x
             if lane % WARP == 0:
                 parts[lane // WARP] = x
@@ -258,7 +283,7 @@ def _flat(target: Target) -> Callable[..., Any]:
 
     def kernel(
         y, p, weights, grad_weights, mask, g, h, values, factor, odd, params, rows, columns, value_scale, grad_scale,
-        partials, result, bad, slot,
+        partials, result, bad, slot, cached,
     ):  # fmt: skip
         n = rows * columns
         scale = grad_scale
@@ -308,14 +333,17 @@ def _rows(target: Target) -> Callable[..., Any]:
     INDEX, GRADIENT, FACTORED, STAGED = variant.index, variant.outputs >= 1, target.factored, target.staged
     DENSE = not INDEX
     BLOCK, LANES, TEAMS = target.threads, target.lanes, target.threads // target.lanes
-    kind = np.dtype(xp.type) if SIMULATED else _numba(xp.dtype)
+    held = xp.dtype if target.staged else np.dtype(element_type(variant.p))
+    kind = held if SIMULATED else _numba(held)
+    ROWWISE = variant.kernel.shape == "rowwise"
     zero, nan = xp.consts(0.0, float("nan"))
     load_y, load_p, write = load(xp.dtype, variant.y), load(xp.dtype, variant.p), store(variant.g)
-    index, conclude, write_value = _index(variant) if INDEX else None, _conclude(target, xp), store(target.result)
+    conclude, write_value = _conclude(target, xp), store(target.result)
+    index: Any = _index(variant) if INDEX else None
 
     def kernel(
         y, p, weights, grad_weights, mask, g, h, values, factor, odd, params, rows, columns, value_scale, grad_scale,
-        partials, result, bad, slot,
+        partials, result, bad, slot, cached,
     ):  # fmt: skip
         total, lost = zero, zero
         thread = cuda.threadIdx.x
@@ -352,7 +380,12 @@ def _rows(target: Target) -> Callable[..., Any]:
                     broken = label < 0
                     if broken and lane == 0:
                         bad[slot] = r
-            loss = row(y, p, g, h, tile, r, team, lane, label, live and not broken, exists, columns, scale, params, odd)
+            live = live and not broken
+            if ROWWISE and not STAGED:
+                # Each lane reads only what it wrote, so nobody waits.
+                for i in range(lane, cached if live else 0, LANES):
+                    tile[i] = p[r * columns + i]
+            loss = row(y, p, g, h, tile, cached, r, team, lane, label, live, exists, columns, scale, params, odd)
             if broken:
                 loss = nan
                 if GRADIENT:
@@ -362,7 +395,7 @@ def _rows(target: Target) -> Callable[..., Any]:
                         else:
                             write(g, r * columns + i, nan)
             if exists and lane == 0:
-                if not live:
+                if not live and not broken:
                     loss = zero
                 elif WEIGHTED:
                     loss = loss * weight
@@ -395,7 +428,7 @@ def _pointwise_row(target: Target, xp: Any) -> Callable[..., Any]:
     team_sum, whole = _together(_sum, LANES, xp.dtype), _whole(xp.type)
 
     @device
-    def row(y, p, g, h, tile, r, team, lane, label, live, exists, columns, scale, params, odd):
+    def row(y, p, g, h, tile, cached, r, team, lane, label, live, exists, columns, scale, params, odd):
         start = r * columns
         total, lost = zero, zero
         for low in range(lane, columns if exists else 0, LANES * RUN):
@@ -445,8 +478,10 @@ def _rowwise_row(target: Target, xp: Any) -> Callable[..., Any]:
         return t * (one - params[1]) + params[0] if SMOOTH else t
 
     @device
-    def prediction(p, tile, r, place, i, columns):
-        return tile[place + i] if STAGED else load_p(p, r * columns + i)
+    def prediction(p, tile, cached, r, place, i, columns):
+        if STAGED:
+            return tile[place + i]
+        return load_p(tile, i) if i < cached else load_p(p, r * columns + i)
 
     pivot_of = _pivot(target, xp, functions.pivot, score, target_of, prediction)
 
@@ -465,16 +500,16 @@ def _rowwise_row(target: Target, xp: Any) -> Callable[..., Any]:
         return z if PREDICTION else zero
 
     @device
-    def row(y, p, g, h, tile, r, team, lane, label, live, exists, columns, scale, params, odd):
+    def row(y, p, g, h, tile, cached, r, team, lane, label, live, exists, columns, scale, params, odd):
         place = team * columns
         count = columns if live else 0
         rest = own(params, odd, 0)
-        m = pivot_of(y, p, tile, r, place, lane, label, count, columns, params, odd)
+        m = pivot_of(y, p, tile, cached, r, place, lane, label, count, columns, params, odd)
         top = np.int64(columns)
         if PEAK and GRADIENT:
             for i in range(lane, count, LANES):
                 t = target_of(y, tile, r, place, label, i, columns, params)
-                if score(t, prediction(p, tile, r, place, i, columns), *rest) == m:
+                if score(t, prediction(p, tile, cached, r, place, i, columns), *rest) == m:
                     top = min(top, np.int64(i))
             top = team_first(top)
         a, a_lost, b, b_lost, c, c_lost = zero, zero, zero, zero, zero, zero
@@ -482,7 +517,7 @@ def _rowwise_row(target: Target, xp: Any) -> Callable[..., Any]:
             a_part, b_part, c_part = zero, zero, zero
             for i in range(low, min(low + LANES * RUN, columns), LANES):
                 t = target_of(y, tile, r, place, label, i, columns, params)
-                z = prediction(p, tile, r, place, i, columns)
+                z = prediction(p, tile, cached, r, place, i, columns)
                 keep, a_i, b_i, c_i = gathered(t, z, m, label, i, params, odd)
                 a_part += a_i
                 b_part += b_i
@@ -501,7 +536,7 @@ def _rowwise_row(target: Target, xp: Any) -> Callable[..., Any]:
                 a_part, b_part, c_part = zero, zero, zero
                 for i in range(low, min(low + LANES * RUN, columns), LANES):
                     t = target_of(y, tile, r, place, label, i, columns, params)
-                    z = prediction(p, tile, r, place, i, columns)
+                    z = prediction(p, tile, cached, r, place, i, columns)
                     _, a_i, b_i, c_i = regather(t, held(t, z, m, label, i, params, odd), u, v, *rest)
                     a_part += a_i
                     b_part += b_i
@@ -516,7 +551,7 @@ def _rowwise_row(target: Target, xp: Any) -> Callable[..., Any]:
                 found = zero
                 if live:
                     t = target_of(y, tile, r, place, label, i, columns, params)
-                    keep = held(t, prediction(p, tile, r, place, i, columns), m, label, i, params, odd)
+                    keep = held(t, prediction(p, tile, cached, r, place, i, columns), m, label, i, params, odd)
                     if AGAIN:
                         found = slope(t, keep, u, v, regather(t, keep, u_first, v_first, *rest)[0], *rest)
                     else:
@@ -542,47 +577,47 @@ def _pivot(target: Target, xp: Any, pivot: str, score: Any, target_of: Any, pred
     own, whole, maximum = _own(target.variant, xp), _whole(xp.type), xp.maximum
     team_sum, team_max = _together(_sum, LANES, xp.dtype), _together(maximum, LANES, xp.dtype)
 
-    def none(y, p, tile, r, place, lane, label, count, columns, params, odd):
+    def none(y, p, tile, cached, r, place, lane, label, count, columns, params, odd):
         return zero
 
-    def largest(y, p, tile, r, place, lane, label, count, columns, params, odd):
+    def largest(y, p, tile, cached, r, place, lane, label, count, columns, params, odd):
         m = lowest
         for i in range(lane, count, LANES):
-            m = maximum(m, prediction(p, tile, r, place, i, columns))
+            m = maximum(m, prediction(p, tile, cached, r, place, i, columns))
         return team_max(m)
 
-    def largest_score(y, p, tile, r, place, lane, label, count, columns, params, odd):
+    def largest_score(y, p, tile, cached, r, place, lane, label, count, columns, params, odd):
         m = lowest
         for i in range(lane, count, LANES):
             t = target_of(y, tile, r, place, label, i, columns, params)
-            m = maximum(m, score(t, prediction(p, tile, r, place, i, columns), *own(params, odd, 0)))
+            m = maximum(m, score(t, prediction(p, tile, cached, r, place, i, columns), *own(params, odd, 0)))
         return team_max(m)
 
-    def total(y, p, tile, r, place, lane, label, count, columns, params, odd):
+    def total(y, p, tile, cached, r, place, lane, label, count, columns, params, odd):
         total, lost = zero, zero
         for low in range(lane, count, LANES * RUN):
             part = zero
             for i in range(low, min(low + LANES * RUN, columns), LANES):
-                part += prediction(p, tile, r, place, i, columns)
+                part += prediction(p, tile, cached, r, place, i, columns)
             total, lost = _add(total, lost, part)
         return team_sum(whole(total, lost))
 
     top_of = device(largest)
 
-    def simplex(y, p, tile, r, place, lane, label, count, columns, params, odd):
+    def simplex(y, p, tile, cached, r, place, lane, label, count, columns, params, odd):
         """The largest prediction, and the threshold of the projection on the simplex less that.
 
         The threshold is that of its own support. Beginning with all within 1 of the largest prediction, of whom the
         support is a part, each round leaves out those below the threshold so far, until none is (Michelot 1986).
         """
-        m = top_of(y, p, tile, r, place, lane, label, count, columns, params, odd)
+        m = top_of(y, p, tile, cached, r, place, lane, label, count, columns, params, odd)
         threshold, size, busy = -one, -one, 1
         while cuda.syncthreads_or(busy):
             total, lost, within = zero, zero, zero
             for low in range(lane, count, LANES * RUN):
                 part = zero
                 for i in range(low, min(low + LANES * RUN, columns), LANES):
-                    z = prediction(p, tile, r, place, i, columns) - m
+                    z = prediction(p, tile, cached, r, place, i, columns) - m
                     if z > threshold:
                         part += z
                         within += one
@@ -815,7 +850,7 @@ def copy(source_code: str, code: str, rank: int) -> Callable[..., Any]:
 
     def kernel(source, destination, shape, source_strides, strides, n):
         for i in range(cuda.blockIdx.x * THREADS + cuda.threadIdx.x, n, THREADS * cuda.gridDim.x):
-            rest, here, there = np.int64(i), np.int64(0), np.int64(0)
+            rest, here, there = i, 0, 0
             for k in range(rank):
                 axis = rank - 1 - k
                 place = rest % shape[axis]

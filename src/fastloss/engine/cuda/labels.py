@@ -10,9 +10,8 @@ import threading
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
-from fastloss.engine.cuda.target import SIMULATED
+from fastloss.engine.cuda.target import SIMULATED, cuda, simulated_array
 
 SLOTS = 1024
 """Calls that may be under way at once, each with a slot; a later one takes the slot of the earliest."""
@@ -41,10 +40,8 @@ def slot(loss: str, shape: tuple[int, ...], classes: int) -> tuple[Any, int]:
 
 def _allocate() -> tuple[Any, Any]:
     if SIMULATED:
-        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-
         view = np.full(SLOTS, -1)
-        return FakeCUDAArray(view), view
+        return simulated_array(view), view
     memory = cuda.mapped_array(SLOTS, np.int64, portable=True)
     memory[:] = -1
     return memory, memory.view(np.ndarray)

@@ -8,8 +8,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import cuda
-from numba.cuda import types
 
 from fastloss.engine.cuda import drivers, labels
 from fastloss.engine.cuda.arrays import DeviceArray, Library
@@ -20,7 +18,9 @@ from fastloss.engine.cuda.target import (
     SIMULATED,
     THREADS,
     WARP,
+    cuda,
     element_type,
+    types,
 )
 from fastloss.engine.variant import Variant
 
@@ -101,9 +101,12 @@ def choose(variant: Variant, rows: int, columns: int, factored: bool, result: st
     lanes = min(WARP, _power_of_two(-(-columns // LANE_ELEMENTS)))
     while lanes < WARP and THREADS // lanes * row_bytes > SHARED_BYTES:
         lanes *= 2
-    if columns > WARP_ROW or THREADS // lanes * row_bytes > SHARED_BYTES:
-        lanes = THREADS
-    return replace(base, lanes=lanes, staged=True)
+    threads = THREADS
+    while threads > lanes and threads // lanes * row_bytes > SHARED_BYTES:
+        threads //= 2
+    if columns > WARP_ROW:
+        threads = lanes = THREADS
+    return replace(base, threads=threads, lanes=lanes, staged=True)
 
 
 def _power_of_two(n: int) -> int:
@@ -137,7 +140,7 @@ def signature(target: Target) -> tuple[Any, ...]:
         )  # fmt: skip
     return (
         y, p, weights, weights, mask, gradient, hessian, values, factor, odd, params, word, word, scalar, scalar,
-        nothing, result, _array(np.int64) if variant.index else nothing, word,
+        nothing, result, _array(np.int64) if variant.index else nothing, word, word,
     )  # fmt: skip
 
 
@@ -149,6 +152,25 @@ def _array(dtype: Any) -> Any:
 def _kernel(target: Target) -> Any:
     """The compiled kernel of a target: once a process."""
     return cuda.jit(signature(target))(drivers.build(target))
+
+
+@cache
+def _allowed(target: Target) -> int:
+    """The bytes of shared memory that a block of this kernel may have: all of a multiprocessor's, if it may ask."""
+    if SIMULATED:
+        return SHARED_BYTES
+    import numba.cuda.cudadrv.driver
+
+    driver: Any = numba.cuda.cudadrv.driver
+    device = cuda.get_current_device()
+    most = int(device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - 1024  # less what reductions have
+    attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    try:
+        function = _kernel(target).overloads[signature(target)]._codelibrary.get_cufunc()
+        driver.driver.cuKernelSetAttribute(attribute, most, function.handle, device.id)
+    except (AttributeError, driver.CudaAPIError):  # numba-cuda has no public way to ask
+        return SHARED_BYTES
+    return most
 
 
 @cache
@@ -215,15 +237,18 @@ def run(job: Job) -> None:
             flat(values), flat(job.factor), odd, params, *shape, scale, grad_scale, partials, flat(result),
         )  # fmt: skip
     else:
-        shared = 0
+        shared = cached = 0
         if target.staged:
             teams = target.threads // target.lanes
             shared = teams * job.columns * compute.itemsize * (1 if variant.index else 2)
+        elif variant.kernel.shape == "rowwise":
+            cached = min(job.columns, _allowed(target) // job.p.itemsize)
+            shared = cached * job.p.itemsize
         memory, slot = labels.slot(job.name, job.shape, job.columns) if variant.index else (partials, 0)
         kernel[blocks, target.threads, stream, shared](
             flat(job.y), flat(job.p), flat(job.weights), flat(job.grad_weights), flat(job.mask), flat(job.g),
             flat(job.h), flat(values), flat(job.factor), odd, params, job.rows, job.columns, scale, grad_scale,
-            partials, flat(result), memory, slot,
+            partials, flat(result), memory, slot, cached,
         )  # fmt: skip
     if blocks > 1 and not variant.values:
         _helper(drivers.combine, variant.dtype, job.value.code, target.factored)[1, THREADS, stream](

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 try:
-    from numba import cuda
+    import numba.cuda
     from numba.cuda.core import config  # absent from the target that Numba itself used to have
 except ImportError as error:
     raise ImportError(
@@ -22,6 +22,10 @@ except ImportError as error:
 
 from fastloss.engine import storage
 from fastloss.engine.toolbox import Toolbox
+
+# By the name that the simulator replaces in each module; Numba's annotations know neither its functions nor its types.
+cuda: Any = numba.cuda
+types: Any = numba.cuda.types
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -86,3 +90,11 @@ def store(code: str) -> Callable[[Any, int, Any], None]:
             array[i] = kind(value) if kind is not None else value
 
     return device(write)
+
+
+def simulated_array(array: np.ndarray[Any, Any]) -> Any:
+    """A device array of the simulator's that is this memory of the host's."""
+    from numba.cuda.simulator.cudadrv import devicearray
+
+    kind: Any = devicearray.FakeCUDAArray
+    return kind(array)
