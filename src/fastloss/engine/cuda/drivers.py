@@ -114,14 +114,15 @@ if SIMULATED:
         """A number from shared memory, which the simulator keeps in float64, in the type of `x`."""
         return type(x)(value)
 
-    def shared(slots, kind):
-        """A function that gives shared memory; one for all, as the simulator knows it by its line of source."""
+    def with_parts(function, slots, dtype):
+        """``function(x, parts)`` as one of x, with an array in shared memory: the same for all, one call at a time."""
 
-        def give():
+        def call(x):
             with _lock:
-                return cuda.shared.array(64, np.float64)
+                parts = cuda.shared.array(64, np.float64)
+            return function(x, parts)
 
-        return give
+        return call
 
 else:
 
@@ -135,9 +136,15 @@ else:
         """A number from shared memory."""
         return value
 
-    def shared(slots, kind):
-        """A function that gives shared memory."""
-        return device(lambda: cuda.shared.array(slots, kind))
+    def with_parts(function, slots, dtype):
+        """``function(x, parts)`` as one of x, with an array in shared memory."""
+        kind = _numba(dtype)
+
+        @device
+        def call(x):
+            return function(x, cuda.shared.array(slots, kind))
+
+        return call
 
 
 def _numba(dtype: Any) -> Any:
@@ -147,7 +154,20 @@ def _numba(dtype: Any) -> Any:
 def _together(combine: Any, lanes: int, dtype: Any) -> Callable[[Any], Any]:
     """``together(x)``: all x of a team of so many lanes combined, in an order that is always the same."""
     WIDTH, WARPS = min(lanes, WARP), lanes // WARP
-    parts_of = shared(max(1, WARPS), _numba(dtype))
+
+    @device
+    def across(x, parts):
+        lane = cuda.threadIdx.x
+        if lane % WARP == 0:
+            parts[lane // WARP] = x
+        cuda.syncthreads()
+        x = like(x, parts[0])
+        for k in range(1, WARPS):
+            x = combine(x, like(x, parts[k]))
+        cuda.syncthreads()
+        return x
+
+    across_warps = with_parts(across, max(1, WARPS), dtype)
 
     @device
     def together(x):
@@ -156,15 +176,7 @@ def _together(combine: Any, lanes: int, dtype: Any) -> Callable[[Any], Any]:
             x = combine(x, exchange(x, distance))
             distance //= 2
         if WARPS > 1:
-            parts = parts_of()
-            lane = cuda.threadIdx.x
-            if lane % WARP == 0:
-                parts[lane // WARP] = x
-            cuda.syncthreads()
-            x = like(x, parts[0])
-            for k in range(1, WARPS):
-                x = combine(x, like(x, parts[k]))
-            cuda.syncthreads()
+            x = across_warps(x)
         return x
 
     return together

@@ -6,6 +6,7 @@ shuffles. So its warps and blocks are small, and scalar functions are plain Pyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -47,7 +48,11 @@ device: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cud
 @cache
 def toolbox(dtype: np.dtype[Any]) -> Toolbox:
     """The toolbox of `dtype`, its functions compiled for the device."""
-    return Toolbox(dtype, decorate=device)
+    found = Toolbox(dtype, decorate=device)
+    if not SIMULATED:  # where NumPy's functions of scalars are not all known
+        for name, function in (("sqrt", lambda x: math.sqrt(x)), ("copysign", lambda x, y: math.copysign(x, y))):
+            setattr(found, name, device(function))
+    return found
 
 
 def element_type(code: str) -> Any:
