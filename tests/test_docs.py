@@ -157,11 +157,13 @@ def test_jumps_are_gaps_and_steep_slopes_are_not(generate):
 
 
 def test_everything_public_is_documented(generate):
-    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in ("api.md", "monitoring.md")) + "".join(
-        generate.pages().values()
-    )
-    names = [f"fastloss.{name}" for name in fastloss.__all__ if name not in ("losses", "monitor", "__version__")]
-    names += [f"{module.__name__}.{name}" for module in (losses, monitor) for name in module.__all__]
+    text = "".join(
+        (DOCS / page).read_text(encoding="utf-8") for page in ("api.md", "cuda.md", "monitoring.md")
+    ) + "".join(generate.pages().values())
+    names = [
+        f"fastloss.{name}" for name in fastloss.__all__ if name not in ("cuda", "losses", "monitor", "__version__")
+    ]
+    names += [f"{module.__name__}.{name}" for module in (fastloss.cuda, losses, monitor) for name in module.__all__]
     missing = [name for name in names if not re.search(rf"auto\w+:: {re.escape(name)}$", text, re.M)]
     assert not missing, f"docs/api.md does not have {missing}"
 

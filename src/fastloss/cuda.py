@@ -1,12 +1,9 @@
 """What belongs to computing on a CUDA device; losses find their way there by the arrays that they are given.
 
-Importing this module imports numba-cuda, from the extra ``cuda`` (CUDA 13) or ``cuda12``.
+Its functions need numba-cuda, from the extra ``cuda`` (CUDA 13) or ``cuda12``.
 """
 
 from __future__ import annotations
-
-from fastloss.engine.cuda import labels
-from fastloss.engine.cuda.target import cuda
 
 __all__ = ["set_check_labels", "synchronize"]
 
@@ -19,6 +16,9 @@ def synchronize() -> None:
     ValueError
         If a label of an earlier call is no class; that sample's loss and gradient are NaN.
     """
+    from fastloss.engine.cuda import labels
+    from fastloss.engine.cuda.target import cuda
+
     cuda.synchronize()
     labels.check()
 
@@ -34,4 +34,6 @@ def set_check_labels(check: bool) -> None:
     check : bool
         Whether to raise.
     """
+    from fastloss.engine.cuda import labels
+
     labels.checking = bool(check)
