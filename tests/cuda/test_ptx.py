@@ -17,7 +17,7 @@ pytest.importorskip("cuda.pathfinder", reason="needs the extra fastloss[cuda]")
 from cuda import pathfinder
 from fastloss import kernels
 from fastloss.engine.cuda import drivers, launch
-from fastloss.engine.cuda.target import SIMULATED, cuda
+from fastloss.engine.cuda.target import SIMULATED, cuda, element_type, types
 from fastloss.engine.variant import Variant
 
 KERNELS = {
@@ -202,6 +202,61 @@ def test_rows_in_pieces():
                 assert not inside, name
             else:  # the sums of pieces, a handful for each thread
                 assert all(line.startswith(("ld.global.f64", "add.f64", "mov.f64")) for line in inside), (name, inside)
+
+
+def arrays(*codes):
+    return tuple(launch._array(element_type(code)) for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "signature"),
+    [
+        (drivers.combine("f4", "f4", True), (*arrays("f8"), types.int64, types.float32, *arrays("f4", "f4"))),
+        (
+            drivers.factors("f4", True, True, True),
+            (*arrays("f4", "u1", "f4"), types.int64, types.float64, *arrays("f4")),
+        ),
+        (
+            drivers.factors("f8", False, True, False),
+            (*arrays("f8", "u1", "f8"), types.int64, types.float64, *arrays("f8")),
+        ),
+        (drivers.odd_labels("f2"), (*arrays("f2"), types.int64, *arrays("u1"))),
+        (drivers.fill(), (*arrays("u1"), types.int64, types.int64)),
+        (drivers.fill_floats("bf2"), (*arrays("bf2"), types.int64, types.float64)),
+        (
+            drivers.copy("f4", "f2", 3),
+            (*arrays("f4", "f2"), *[types.UniTuple(types.int64, 3)] * 3, types.int64),
+        ),
+        (
+            drivers.copy("b1", "f4", 1),
+            (*arrays("b1", "f4"), *[types.UniTuple(types.int64, 1)] * 3, types.int64),
+        ),
+        (
+            drivers.copy("i8", "i8", 2),
+            (*arrays("i8", "i8"), *[types.UniTuple(types.int64, 2)] * 3, types.int64),
+        ),
+        (drivers.product("f4"), (*arrays("f4", "f4", "f4"), types.int64)),
+        (
+            drivers.samples_that_count("i8", False, False),
+            (*arrays("i8", "u1", "u1"), types.int64, *arrays("u1"), types.int64),
+        ),
+        (
+            drivers.samples_that_count(None, True, True),
+            (*arrays("u1", "b1", "u1"), types.int64, *arrays("u1"), types.int64),
+        ),
+        (
+            drivers.class_weights("i8", "f4"),
+            (*arrays("i8", "f8", "f4"), types.int64, *arrays("f4"), types.int64),
+        ),
+    ]
+    if not SIMULATED
+    else [],
+)
+def test_what_comes_before_and_after(kernel, signature):
+    text, _ = cuda.compile_ptx(kernel, signature, cc=(8, 0))
+    code = Code(text)
+    assert code.of(r"st\.global\S*")
+    assert not code.calls
 
 
 @pytest.mark.exhaustive
