@@ -97,6 +97,11 @@ def has_hessian(row: Row | BatchRow) -> bool:
     return row.cls(**row.variants[0]).has_hessian
 
 
+def has_cuda(row: Row | BatchRow) -> bool:
+    """Whether it takes arrays of a CUDA device."""
+    return issubclass(row.cls, KernelLoss)
+
+
 def kind(row: Row | BatchRow) -> str:
     """How the loss sees its data, in words."""
     if isinstance(row, BatchRow):
@@ -121,6 +126,7 @@ def page(row: Row | BatchRow) -> str:
         facts["aliases"] = code(*aliases(row))
     facts["gradient"] = yes(has_gradient(row.cls))
     facts["diagonal Hessian"] = yes(has_hessian(row))
+    facts["CUDA"] = yes(has_cuda(row))
     lines = [f"# {row.cls.__name__}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
     if curves(row):
@@ -152,13 +158,13 @@ def overview() -> str:
             "",
             f"## {title}",
             "",
-            "| identifier | class | formula | gradient | diagonal Hessian |",
-            "|---|---|---|---|---|",
+            "| identifier | class | formula | gradient | diagonal Hessian | CUDA |",
+            "|---|---|---|---|---|---|",
         ]
         for row in members:
             identifier = code(row.function.__name__) if row.function else "–"
             cells = [identifier, f"[{code(row.cls.__name__)}]({row.name}.md)", code(row.formula)]
-            cells += [yes(has_gradient(row.cls)), yes(has_hessian(row))]
+            cells += [yes(has_gradient(row.cls)), yes(has_hessian(row)), yes(has_cuda(row))]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "```{toctree}", ":hidden:", ""]
     lines += [row.name for members in families().values() for row in members]

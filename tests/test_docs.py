@@ -157,11 +157,12 @@ def test_jumps_are_gaps_and_steep_slopes_are_not(generate):
 
 
 def test_everything_public_is_documented(generate):
-    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in ("api.md", "evaluating.md", "monitoring.md"))
+    pages = ("api.md", "cuda.md", "evaluating.md", "monitoring.md")
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in pages)
     text += "".join(generate.pages().values())
-    modules = ("evaluation", "losses", "monitor", "__version__")
+    modules = ("cuda", "evaluation", "losses", "monitor", "__version__")
     names = [f"fastloss.{name}" for name in fastloss.__all__ if name not in modules] + ["fastloss.evaluation.Worst"]
-    names += [f"{module.__name__}.{name}" for module in (losses, monitor) for name in module.__all__]
+    names += [f"{module.__name__}.{name}" for module in (fastloss.cuda, losses, monitor) for name in module.__all__]
     missing = [name for name in names if not re.search(rf"auto\w+:: {re.escape(name)}$", text, re.M)]
     assert not missing, f"docs/api.md does not have {missing}"
 

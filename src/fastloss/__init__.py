@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("evaluation", "losses", "monitor", "regularizers", "symbols")
+_MODULES = ("cuda", "evaluation", "losses", "monitor", "regularizers", "symbols")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
@@ -85,6 +85,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "cuda",
     "diagnose",
     "evaluate",
     "evaluation",

@@ -64,6 +64,7 @@ def bench(
     properties: Annotated[
         bool, typer.Option("--properties", help="Short rows, weights, dtypes, threads, memory and compilation too.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: on a GPU, beside PyTorch.")] = "cpu",
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Where all figures go.")] = None,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where a plot goes, as PNG.")] = None,
     write_docs: Annotated[
@@ -79,6 +80,11 @@ def bench(
     # All that can be wrong is asked before anything is measured.
     known, everybody = report.known(), set(peers.PEERS)
     names = _chosen("--loss", loss, known) or (cases.QUICK if quick else ())
+    if device == "cuda":
+        _bench_gpu(names, rounds or (5 if quick else 20), json)
+        return
+    if device != "cpu":
+        raise typer.BadParameter(f"must be cpu or cuda, got {device!r}", param_hint="'--device'")
     if dtype not in ("float32", "float64"):
         raise typer.BadParameter(f"must be float32 or float64, got {dtype!r}", param_hint="'--dtype'")
     threads = threads or min(2, machine.cores())
@@ -115,6 +121,20 @@ def bench(
         report.plot(found, plot)
     if write_docs:
         report.write_docs(found, Path())
+
+
+def _bench_gpu(names: tuple[str, ...], rounds: int, json: Path | None) -> None:
+    from rich.console import Console
+
+    from fastloss.bench import gpu
+
+    problem = gpu.available()
+    if problem is not None:
+        _fail(f"--device cuda: {problem}", code=1)
+    found = gpu.run(names, rounds)
+    gpu.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), found)
+    if json is not None:
+        gpu.write_json(found, json)
 
 
 def watch(

@@ -277,10 +277,11 @@ def _numpy(task: Task) -> Contestant | None:
     return Contestant(lambda: formula(task.y, task.p), lambda found: found)
 
 
-def _torch_value(task: Task) -> Callable[[Any, Any], Any] | None:
+def torch_value(label: str) -> Callable[[Any, Any], Any] | None:
+    """The value of the loss of that label in PyTorch, as a function of targets and predictions."""
     torch = importlib.import_module("torch")
     functional = torch.nn.functional
-    ways = TABLE.get(task.case.label, Ways())
+    ways = TABLE.get(label, Ways())
     torch_way, formula = ways.torch, ways.formula
     if torch_way is not None:
         return lambda y, p: torch_way(functional, y, p)
@@ -290,7 +291,7 @@ def _torch_value(task: Task) -> Callable[[Any, Any], Any] | None:
 
 
 def _torch(task: Task, compiled: bool = False) -> Contestant | None:
-    value = _torch_value(task)
+    value = torch_value(task.case.label)
     if value is None:
         return None
     torch = importlib.import_module("torch")

@@ -31,19 +31,27 @@ class Toolbox(ModuleType):
         float32 or float64: the dtype all arithmetic is done in.
     compiled : bool
         False gives the same functions as plain Python on NumPy scalars, to step through a kernel in a debugger.
+    decorate : callable, optional
+        What compiles scalar functions, for another target than the CPU.
     """
 
-    def __init__(self, dtype: np.dtype[Any], *, compiled: bool = True) -> None:
+    def __init__(
+        self, dtype: np.dtype[Any], *, compiled: bool = True, decorate: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__(f"fastloss.toolbox.{dtype}")
         self.dtype = dtype
         self.type = dtype.type
         self.epsilon = self.const(EPSILON)
-        self.jit: Callable[[Any], Any] = jit.scalar if compiled else lambda function: function
+        here = jit.scalar if compiled else lambda function: function
+        self.jit: Callable[[Any], Any] = decorate or here
+        self._hold = jit.keep if decorate is None else None
         # As `maximum`, of two numbers in this dtype: the one form of it that a loop's maximum is vectorised with.
         self.greatest: Callable[[Any, Any], Any] = jit.maximum if compiled else np.maximum
-        for functions in (vmath.build(self.type, self.jit), _elementary(self.jit)):
+        for functions in (vmath.build(self.type, self.jit, self._hold), _elementary(self.jit)):
             for name, function in functions.items():
                 setattr(self, name, function)
+        if decorate is not None:
+            self.greatest = self.maximum
 
     def const(self, value: float) -> Any:
         """`value` in the toolbox's dtype."""
@@ -55,7 +63,7 @@ class Toolbox(ModuleType):
 
     def polynomial(self, name: str) -> Callable[[Any], Any]:
         """The polynomial of that name in `fastloss.engine.coefficients`, as a function of one argument."""
-        return vmath.polynomial(self.type, self.jit, name)
+        return vmath.polynomial(self.type, self.jit, name, self._hold)
 
     def load(self, code: str) -> Callable[[Any, int], Any]:
         """``load(array, i)`` reads an element stored as `code` in the toolbox's dtype."""

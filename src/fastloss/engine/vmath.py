@@ -67,13 +67,15 @@ Function = Callable[..., Any]
 Jit = Callable[[Function], Function]
 
 
-def polynomial(dtype: type[np.floating[Any]], jit: Jit, name: str) -> Function:
+def polynomial(dtype: type[np.floating[Any]], jit: Jit, name: str, hold: Function | None = keep) -> Function:
     """Give the polynomial whose coefficients are the table `name` of `fastloss.engine.coefficients`."""
-    return horner(dtype, jit, getattr(coefficients, name)[np.dtype(dtype).name])
+    return horner(dtype, jit, getattr(coefficients, name)[np.dtype(dtype).name], hold)
 
 
-def horner(dtype: type[np.floating[Any]], jit: Jit, coefs: tuple[float, ...]) -> Function:
+def horner(dtype: type[np.floating[Any]], jit: Jit, coefs: tuple[float, ...], hold: Function | None = keep) -> Function:
     """Give the polynomial with these coefficients, lowest order first, as a function of one argument.
+
+    `hold` is what keeps them in registers; None where instructions take constants as they are, as on a GPU.
 
     Horner's scheme is one long chain, and a processor overlaps only as many elements as fit its window. From 8
     coefficients on neighbours are paired first, which halves the chain; from 16 on three times over. Against plain
@@ -83,7 +85,7 @@ def horner(dtype: type[np.floating[Any]], jit: Jit, coefs: tuple[float, ...]) ->
     The source is generated, because only a flat expression over constants is one expression for LLVM, for Numba and in
     plain Python alike.
     """
-    terms, power, lines = [f"keep(c{i})" for i in range(len(coefs))], "x", []
+    terms, power, lines = [f"hold(c{i})" if hold else f"c{i}" for i in range(len(coefs))], "x", []
     for level in range(0 if len(terms) < 8 else 1 if len(terms) < 16 else 3):
         pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
         terms = [f"({pair[0]} + {power} * {pair[1]})" if len(pair) == 2 else pair[0] for pair in pairs]
@@ -94,12 +96,12 @@ def horner(dtype: type[np.floating[Any]], jit: Jit, coefs: tuple[float, ...]) ->
     while terms:
         expression = f"{terms.pop()} + {power} * ({expression})"
     source = "\n    ".join(["def polynomial(x):", *lines, f"return {expression}"])
-    namespace: dict[str, Any] = {"keep": keep, **{f"c{i}": dtype(c) for i, c in enumerate(coefs)}}
+    namespace: dict[str, Any] = {"hold": hold, **{f"c{i}": dtype(c) for i, c in enumerate(coefs)}}
     exec(source, namespace)
     return jit(namespace["polynomial"])
 
 
-def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
+def build(dtype: type[np.floating[Any]], jit: Jit, hold: Function | None = keep) -> dict[str, Function]:
     """Give every function by its name.
 
     Parameters
@@ -108,6 +110,8 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
         Of the arguments, of the results, and of everything in between.
     jit : callable
         The decorator that compiles a scalar function: `fastloss.engine.jit.scalar`, or the identity for plain Python.
+    hold : callable or None
+        As for `horner`.
     """
     real = np.dtype(dtype).type
     word = np.uint32 if real is np.float32 else np.uint64
@@ -119,10 +123,10 @@ def build(dtype: type[np.floating[Any]], jit: Jit) -> dict[str, Function]:
     infinity, nan = real(np.inf), real(np.nan)
     log2e, ln2 = real(1 / np.log(2)), real(np.log(2))
     ln2_high, ln2_low = (real(c) for c in coefficients.LN2[name])
-    expm1_rest = polynomial(dtype, jit, "EXPM1")
-    log1p_rest = polynomial(dtype, jit, "LOG1P")
-    log1p_unit_rest = polynomial(dtype, jit, "LOG1P_UNIT")
-    atanh_rest = polynomial(dtype, jit, "ATANH")
+    expm1_rest = polynomial(dtype, jit, "EXPM1", hold)
+    log1p_rest = polynomial(dtype, jit, "LOG1P", hold)
+    log1p_unit_rest = polynomial(dtype, jit, "LOG1P_UNIT", hold)
+    atanh_rest = polynomial(dtype, jit, "ATANH", hold)
 
     # ---- bits, selections -------------------------------------------------------------------------------------------
 

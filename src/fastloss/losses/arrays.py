@@ -17,6 +17,23 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
+def on_cuda(value: Any) -> bool:
+    """Whether `value` is an array on a CUDA device; asks the array alone, and imports nothing."""
+    kind = type(value)
+    if kind is np.ndarray or kind in (list, tuple, float, int):
+        return False
+    if getattr(kind, "__cuda_ndarray__", False):  # Numba's, and those of its simulator
+        return True
+    if hasattr(kind, "__dlpack_device__"):
+        # Before the other question, which PyTorch answers with an error for tensors that want a gradient.
+        return int(value.__dlpack_device__()[0]) in _CUDA_DEVICES
+    return hasattr(value, "__cuda_array_interface__")
+
+
+_CUDA_DEVICES = (2, 13)
+"""DLPack's numbers for memory of a CUDA device, and for managed memory."""
+
+
 def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) -> Array:
     """`value` as an array whose dtype a kernel can read, without a copy where that is possible.
 
@@ -43,6 +60,8 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
         )
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"`{argument}` is a sparse matrix; pass a dense array: `{argument}.toarray()`")
+    if on_cuda(value):
+        raise TypeError(f"`{argument}` is on a CUDA device; so must be `y_pred` and `y_true`, or copy it to the host")
     if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
         dtype = None if is_array(value) else default
         try:

@@ -384,6 +384,10 @@ class Loss:
         """Value, gradient and Hessian, as far as `outputs` asks; `extras` are what else `_compute` takes."""
         if n_threads is not None:
             n_threads = threads.check(n_threads)
+        if arrays.on_cuda(y_pred) or arrays.on_cuda(y_true):
+            from fastloss.losses import device
+
+            raise device.no_form(self)
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
         targets = arrays.to_array("y_true", y_true, compute)
         predictions = arrays.to_array("y_pred", y_pred, compute)
@@ -589,6 +593,10 @@ class KernelLoss(Loss):
             plan = self._plans.get(key)
             if plan is not None and plan.takes(y_true, y_pred, sample_weight, out):
                 found = plan.run(y_true, y_pred, sample_weight, out, n_threads)
+        elif arrays.on_cuda(y_pred) or arrays.on_cuda(y_true):
+            from fastloss.losses import device
+
+            return device.evaluate(self, outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out)
         if found is None:
             found = self._general(
                 outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads, key

@@ -10,6 +10,7 @@ import numpy as np
 from fastloss.engine import storage
 from fastloss.engine.launch import Launch
 from fastloss.engine.variant import Variant
+from fastloss.kernels.definition import Kernel
 from fastloss.losses.arrays import Array
 from fastloss.losses.layout import Layout
 from fastloss.losses.reductions import Reduction
@@ -21,6 +22,33 @@ VALUE, GRADIENT, HESSIAN = 0, 1, 2
 
 _WALKABLE = 0x101  # NumPy's flags for C-contiguous and aligned memory, in one look
 _WRITABLE = 0x501
+
+
+def variant_of(
+    kernel: Kernel,
+    outputs: int,
+    codes: tuple[str, str, str],
+    compute: str,
+    params: tuple[float, ...],
+    *,
+    index: bool,
+    weighted: bool,
+    masked: bool,
+    values: bool,
+) -> Variant:
+    """The variant of a loss's kernel that a call needs; `codes` are those of targets, predictions and gradient."""
+    return Variant(
+        kernel,
+        compute,
+        *codes,
+        outputs,
+        weighted=weighted,
+        masked=masked,
+        values=values,
+        index=index,
+        smooth=kernel.shape == "rowwise" and params[0] > 0,
+        vector=kernel.shape == "pointwise" and len(params) > len(kernel.params),
+    )
 
 
 class Plan:
@@ -82,19 +110,16 @@ class Plan:
         codes = [storage.code(dtype) or "" for dtype in dtypes]
         kernel = loss._kernel()
         params = loss._params(elements)
-        variant = Variant(
+        variant = variant_of(
             kernel,
-            compute.str[1:],
-            codes[0],
-            codes[1],
-            codes[2] if outputs else compute.str[1:],
             outputs,
+            (codes[0], codes[1], codes[2] if outputs else compute.str[1:]),
+            compute.str[1:],
+            params,
+            index=layout.index,
             weighted=reduction.weights is not None,
             masked=reduction.mask is not None,
             values=reduction.shape is not None,
-            index=layout.index,
-            smooth=kernel.shape == "rowwise" and params[0] > 0,
-            vector=kernel.shape == "pointwise" and len(params) > len(kernel.params),
         )
         self.launch = Launch(variant, samples, elements, params)
         self._in_place: Launch | None = None
