@@ -1,4 +1,4 @@
-"""What the adapters of other frameworks share: importing a framework that may be missing, or of another version."""
+"""What the adapters of other frameworks share: importing a framework, which may be missing, and finding the loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.metadata
 import re
 import warnings
 from typing import Any
+
+from fastloss.losses.base import Loss
 
 TESTED = {
     "jax": ("0.6", "0.11"),
@@ -66,6 +68,51 @@ def framework(name: str, *, extra: str | None = None, module: str | None = None)
             UntestedVersionWarning,
             stacklevel=3,
         )
+    return found
+
+
+def find_loss(identifier: Any, options: dict[str, Any]) -> Loss:
+    """The loss that an adapter is given.
+
+    Parameters
+    ----------
+    identifier : str, dict, type, callable or Loss
+        The name of a loss or of its class, a config, a class, a function handle, or a loss.
+    options : dict
+        The constructor's arguments, for a name, a class or a function handle.
+
+    Returns
+    -------
+    Loss
+
+    Raises
+    ------
+    TypeError
+        If it is none of these, or options are given for what has its own.
+    ValueError
+        If there is no such loss, or an option has a value that it cannot have.
+
+    Examples
+    --------
+    >>> find_loss("huber", {"delta": 2.0}).delta
+    2.0
+    """
+    from fastloss.losses import identifiers
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    found = identifiers.find(identifier) if isinstance(identifier, str) else identifier
+    row: Any
+    for row in (*LOSSES.values(), *BATCH_LOSSES.values()):
+        if found is not None and found is row.function:
+            found = row.cls
+    if isinstance(found, type) and issubclass(found, Loss):
+        return found(**options)
+    if options:
+        raise TypeError(f"options are for losses given by name or class, got {', '.join(options)} for {identifier!r}")
+    if isinstance(found, dict):
+        found = identifiers.deserialize(found)
+    if not isinstance(found, Loss):
+        raise TypeError(f"`loss` must be a loss of one output, its name, class or config, got {identifier!r}")
     return found
 
 
