@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import re
 import warnings
 from typing import Any
 
+import numpy as np
+
+from fastloss.losses import arrays
 from fastloss.losses.base import Loss
+
+Like = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and dtype of an array that is not there."""
+
+SECOND = (
+    "fastloss gives first derivatives: this gradient cannot be differentiated again; use a loss of {framework}'s own "
+    "where second derivatives are needed, as for gradient penalties"
+)
+"""What an attempt to differentiate twice is told."""
 
 TESTED = {
     "jax": ("0.6", "0.11"),
     "keras": ("3.12", "3.16"),
+    "tensorflow": ("2.18", "2.22"),
     "torch": ("2.6", "2.14"),
 }
-"""Name of a distribution → the versions that its adapter is tested with: from the first on, and before the second."""
+"""Name of a module → the versions that its adapter is tested with: from the first on, and before the second."""
 
 
 class UntestedVersionWarning(UserWarning):
     """A framework is older or newer than the versions that its adapter has been tested with."""
 
 
-def framework(name: str, *, extra: str | None = None, module: str | None = None) -> Any:
+def framework(name: str, *, extra: str | None = None) -> Any:
     """Import a framework for its adapter.
 
     Parameters
     ----------
     name : str
-        Name of its distribution, a row of `TESTED`.
+        The module to import, a row of `TESTED`.
     extra : str, optional
         The extra of this package that brings it; by default `name`.
-    module : str, optional
-        The module to import; by default `name`.
 
     Returns
     -------
@@ -56,11 +66,11 @@ def framework(name: str, *, extra: str | None = None, module: str | None = None)
     ModuleNotFoundError: nothing is not installed: pip install 'fastloss[torch]'
     """
     try:
-        found = importlib.import_module(module or name)
+        found = importlib.import_module(name)
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed: pip install 'fastloss[{extra or name}]'"
         raise ModuleNotFoundError(message, name=error.name) from error
-    version = importlib.metadata.version(name)
+    version = str(found.__version__)
     low, high = TESTED[name]
     if not _numbers(low) <= _numbers(version) < _numbers(high):
         warnings.warn(
@@ -114,6 +124,26 @@ def find_loss(identifier: Any, options: dict[str, Any]) -> Loss:
     if not isinstance(found, Loss):
         raise TypeError(f"`loss` must be a loss of one output, its name, class or config, got {identifier!r}")
     return found
+
+
+def is_reduced(loss: Loss) -> bool:
+    """Whether the value is one number, so that its gradient can be computed before it is known what comes in."""
+    return loss.reduction not in ("none", None)
+
+
+def value_dtype(loss: Loss, y_pred: Any) -> np.dtype[Any]:
+    """The dtype of a loss's value, of the predictions' dtype."""
+    return arrays.compute_dtypes(loss.dtype, np.empty(0, y_pred))[1]
+
+
+def value_like(loss: Loss, y_pred: Like, given: dict[str, Like]) -> Like:
+    """Shape and dtype of a loss's value, of the predictions' and of those of the other arguments by name."""
+    dtype = value_dtype(loss, y_pred[1])
+    if is_reduced(loss):
+        return (), dtype
+    # Each loss has rules of its own for this shape, and takes zeros as targets, predictions and weights.
+    zeros: dict[str, Any] = {name: np.zeros(*like) for name, like in given.items()}
+    return np.shape(loss(y_pred=np.zeros(*y_pred), **zeros)), dtype
 
 
 def _numbers(version: str) -> tuple[int, ...]:

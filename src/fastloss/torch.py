@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from fastloss import adapters, losses
-from fastloss.losses import arrays
-from fastloss.losses.arrays import Array
 from fastloss.losses.base import Loss
 
 torch: Any = adapters.framework("torch")
@@ -116,40 +114,60 @@ class FusedLoss(torch.nn.Module):  # type: ignore[misc]
         NotImplementedError
             If a tensor is not on the CPU; in the backward pass, if the gradient itself is to be differentiated.
         """
-        given = {"y_true": target, **({} if weight is None else {"sample_weight": weight}), **further}
-        if torch.compiler.is_compiling():
-            return self._traced(input, {name: tensor for name, tensor in given.items() if tensor is not None})
-        if not isinstance(input, torch.Tensor):
-            raise TypeError(f"`input` must be a torch.Tensor, got {type(input).__name__}")
-        if not input.is_cpu:
-            return _on_device(self.loss, input, given)
-        inputs = {name: _array(name, value) for name, value in given.items()}
-        if input.requires_grad and torch.is_grad_enabled():
-            return _Fused.apply(input, self.loss, inputs)
-        return _tensor(self.loss(y_pred=_array("input", input), **inputs))
-
-    def _traced(self, input: Any, given: dict[str, Any]) -> Any:
-        """The same for what is being compiled, in terms of operators."""
-        for name, tensor in given.items():
-            _refuse_gradient(name, tensor)
-        arguments = (list(given.values()), ",".join(given), self._handle)
-        if not (input.requires_grad and torch.is_grad_enabled()):
-            return _value(input, *arguments)
-        if self.loss.reduction in ("none", None):
-            return _unreduced(input, *arguments)
-        return _value_and_grad(input, *arguments)[0]
+        given = {"y_true": target, "sample_weight": weight, **further}
+        return compute(self.loss, input, {name: x for name, x in given.items() if x is not None}, self._handle)
 
     def extra_repr(self) -> str:
         """The loss, within the module's representation."""
         return repr(self.loss)
 
 
+def compute(loss: Loss, input: Any, given: dict[str, Any], handle: str | None = None) -> Any:
+    """Compute a loss.
+
+    Parameters
+    ----------
+    loss : Loss
+        The loss.
+    input : torch.Tensor
+        Predictions.
+    given : dict of torch.Tensor
+        The other arguments of the loss's call by their names, ``y_true`` among them.
+    handle : str, optional
+        What operators know the loss by.
+
+    Returns
+    -------
+    torch.Tensor
+        The value.
+    """
+    if torch.compiler.is_compiling():
+        return _traced(loss, input, given, handle or _register(loss))
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"`input` must be a torch.Tensor, got {type(input).__name__}")
+    if not input.is_cpu:
+        return _on_device(loss, input, given)
+    inputs = {name: _array(name, value) for name, value in given.items()}
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Fused.apply(input, loss, inputs)
+    return _tensor(loss(y_pred=_array("input", input), **inputs))
+
+
+def _traced(loss: Loss, input: Any, given: dict[str, Any], handle: str) -> Any:
+    """The same for what is being compiled, in terms of operators."""
+    for name, tensor in given.items():
+        _refuse_gradient(name, tensor)
+    arguments = (list(given.values()), ",".join(given), handle)
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return _value(input, *arguments)
+    if not adapters.is_reduced(loss):
+        return _unreduced(input, *arguments)
+    return _value_and_grad(input, *arguments)[0]
+
+
 _NAMES = {"y_true": "target", "sample_weight": "weight"}
 
-_SECOND = (
-    "fastloss gives first derivatives: this gradient cannot be differentiated again; use PyTorch's own loss where "
-    "second derivatives are needed, as for gradient penalties"
-)
+_SECOND = adapters.SECOND.format(framework="PyTorch")
 
 
 def _on_device(loss: Loss, input: Any, given: dict[str, Any]) -> Any:
@@ -181,7 +199,7 @@ def _array(name: str, tensor: Any) -> Any:
 def _tensor(value: Any) -> Any:
     """A tensor of an array's or scalar's memory."""
     array = np.asarray(value)
-    if array.dtype.name == "bfloat16":
+    if array.dtype.kind == "V":  # bfloat16, which is none of NumPy's own
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -208,7 +226,7 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, input: Any, loss: Loss, inputs: dict[str, Any]) -> Any:
         y_pred = _array("input", input)
         ctx.loss = loss
-        if loss.reduction in ("none", None):
+        if not adapters.is_reduced(loss):
             ctx.inputs = inputs
             ctx.save_for_backward(input)
             return _tensor(loss(y_pred=y_pred, **inputs))
@@ -223,7 +241,7 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, flow: Any) -> tuple[Any, None, None]:
         *inputs, gradient = ctx.saved_tensors
-        if ctx.loss.reduction in ("none", None):
+        if not adapters.is_reduced(ctx.loss):
             gradient = _pulled(ctx.loss, gradient, ctx.inputs, flow)
         elif flow.item() != 1:
             gradient = _pulled(ctx.loss, inputs[0], ctx.inputs, flow) if inputs else gradient * flow
@@ -314,22 +332,15 @@ def _pull_op(input: Any, flow: Any, others: list[Any], names: str, loss: str) ->
 def _value_like(input: Any, others: list[Any], names: str, loss: str) -> Any:
     """A value with neither memory nor contents."""
     found = _find(loss)
-    dtype = arrays.compute_dtypes(found.dtype, np.empty(0, _dtype(input)))[1].name
-    shape: tuple[int, ...] = ()
-    if found.reduction in ("none", None):
-        # Each loss has rules of its own for this shape; zeros are targets and predictions of any of them.
-        given: dict[str, Any] = {name: _zeros(tensor) for name, tensor in zip(names.split(","), others, strict=True)}
-        shape = np.shape(found(y_pred=_zeros(input), **given))
-    return torch.empty(shape, dtype=getattr(torch, dtype), device=input.device)
+    given = {name: _like(tensor) for name, tensor in zip(names.split(","), others, strict=True)}
+    shape, dtype = adapters.value_like(found, _like(input), given)
+    return torch.empty(shape, dtype=getattr(torch, dtype.name), device=input.device)
 
 
-def _zeros(tensor: Any) -> Array:
-    return np.zeros([int(n) for n in tensor.shape], _dtype(tensor))
-
-
-def _dtype(tensor: Any) -> np.dtype[Any]:
-    """NumPy's dtype of a tensor, which need have no memory."""
-    return _bfloat16() if tensor.dtype is torch.bfloat16 else np.dtype(str(tensor.dtype).rpartition(".")[2])
+def _like(tensor: Any) -> adapters.Like:
+    """Shape, as far as it is asked for, and NumPy's dtype of a tensor that need have no memory."""
+    dtype = _bfloat16() if tensor.dtype is torch.bfloat16 else np.dtype(str(tensor.dtype).rpartition(".")[2])
+    return tensor.shape, dtype
 
 
 def _gradient_like(input: Any, *arguments: Any) -> Any:
