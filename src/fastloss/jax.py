@@ -192,7 +192,7 @@ def _fused(loss: Loss, names: tuple[str, ...], p: Any, given: tuple[Any, ...]) -
 def _forward(loss: Loss, names: tuple[str, ...], p: Any, given: tuple[Any, ...]) -> Any:
     if adapters.is_reduced(loss):
         return _once(loss, names, _BOTH, p, given)
-    return _fused(loss, names, p, given), (p, given)
+    return _once(loss, names, _VALUE, p, given)[0], (p, given)
 
 
 def _backward(loss: Loss, names: tuple[str, ...], kept: Any, flow: Any) -> tuple[Any, None]:
