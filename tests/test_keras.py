@@ -39,7 +39,7 @@ def gradient(function, p):
     if BACKEND == "jax":
         import jax
 
-        return as_arrays(jax.jit(jax.value_and_grad(function))(p))
+        return as_arrays(jax.value_and_grad(function)(p))
     if BACKEND == "torch":
         import torch
 
