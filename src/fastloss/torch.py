@@ -149,7 +149,7 @@ def compute(loss: Loss, input: Any, given: dict[str, Any], handle: str | None = 
         return _on_device(loss, input, given)
     inputs = {name: _array(name, value) for name, value in given.items()}
     if input.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(input, loss, inputs)
+        return _Fused.apply(input, loss, given, inputs)
     return _tensor(loss(y_pred=_array("input", input), **inputs))
 
 
@@ -160,8 +160,8 @@ def _traced(loss: Loss, input: Any, given: dict[str, Any], handle: str) -> Any:
     arguments = (list(given.values()), ",".join(given), handle)
     if not (input.requires_grad and torch.is_grad_enabled()):
         return _value(input, *arguments)
-    if not adapters.is_reduced(loss):
-        return _unreduced(input, *arguments)
+    if _waits(loss, input):
+        return _waiting(input, *arguments)
     return _value_and_grad(input, *arguments)[0]
 
 
@@ -223,31 +223,35 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
     """Value and gradient in one pass, or the value alone where the gradient has to wait for what comes in."""
 
     @staticmethod
-    def forward(ctx: Any, input: Any, loss: Loss, inputs: dict[str, Any]) -> Any:
+    def forward(ctx: Any, input: Any, loss: Loss, given: dict[str, Any], inputs: dict[str, Any]) -> Any:
         y_pred = _array("input", input)
-        ctx.loss = loss
+        ctx.loss, ctx.inputs = loss, None
+        if not _waits(loss, input):
+            value, gradient = loss.value_and_grad(y_pred=y_pred, **inputs)
+            ctx.save_for_backward(_tensor(gradient))
+            return _tensor(value)
+        ctx.inputs = inputs  # the memory of tensors, which are kept so that PyTorch sees whether it was changed
+        kept = [input, *(tensor for tensor in given.values() if isinstance(tensor, torch.Tensor))]
         if not adapters.is_reduced(loss):
-            ctx.inputs = inputs
-            ctx.save_for_backward(input)
+            ctx.save_for_backward(None, *kept)
             return _tensor(loss(y_pred=y_pred, **inputs))
         value, gradient = loss.value_and_grad(y_pred=y_pred, **inputs)
-        if input.dtype is torch.float16:
-            ctx.inputs = inputs
-            ctx.save_for_backward(input, _tensor(gradient))
-        else:
-            ctx.save_for_backward(_tensor(gradient))
+        ctx.save_for_backward(_tensor(gradient), *kept)
         return _tensor(value)
 
     @staticmethod
-    def backward(ctx: Any, flow: Any) -> tuple[Any, None, None]:
-        *inputs, gradient = ctx.saved_tensors
-        if not adapters.is_reduced(ctx.loss):
-            gradient = _pulled(ctx.loss, gradient, ctx.inputs, flow)
-        elif flow.item() != 1:
-            gradient = _pulled(ctx.loss, inputs[0], ctx.inputs, flow) if inputs else gradient * flow
+    def backward(ctx: Any, flow: Any) -> tuple[Any, None, None, None]:
+        gradient, *kept = ctx.saved_tensors
+        if gradient is None or flow.item() != 1:
+            gradient = _pulled(ctx.loss, kept[0], ctx.inputs, flow) if kept else gradient * flow
         if torch.is_grad_enabled():
             gradient = _Once.apply(gradient.detach().requires_grad_())
-        return gradient, None, None
+        return gradient, None, None, None
+
+
+def _waits(loss: Loss, input: Any) -> bool:
+    """Whether the gradient has to wait for what comes in: a number a sample, or a scale that float16 needs."""
+    return not adapters.is_reduced(loss) or input.dtype is torch.float16
 
 
 def _pulled(loss: Loss, input: Any, inputs: dict[str, Any], flow: Any) -> Any:
@@ -354,7 +358,7 @@ def _operator(name: str, function: Any, schema: str, fake: Any) -> Any:
 
 
 _value = _operator("value", _value_op, f"({_ARGUMENTS}) -> Tensor", _value_like)
-_unreduced = _operator("unreduced", _value_op, f"({_ARGUMENTS}) -> Tensor", _value_like)
+_waiting = _operator("waiting_value", _value_op, f"({_ARGUMENTS}) -> Tensor", _value_like)
 _value_and_grad = _operator(
     "value_and_grad",
     _value_and_grad_op,
@@ -390,4 +394,4 @@ def _pull_back(ctx: Any, flow: Any) -> tuple[Any, ...]:
 
 
 _value_and_grad.register_autograd(_scale, setup_context=_keep_gradient)
-_unreduced.register_autograd(_pull_back, setup_context=_keep_inputs)
+_waiting.register_autograd(_pull_back, setup_context=_keep_inputs)
