@@ -206,10 +206,7 @@ def test_a_second_derivative_is_refused():
 def test_what_the_loss_refuses():
     p, t = logits(np.float32, 4, 5)
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="`y_true` must hold class indices"):
-        jax.block_until_ready(jax.jit(CROSSENTROPY)(p, t + 5))
-    each = fastloss.jax.wrap(losses.SparseCategoricalCrossentropy(True, reduction="none"))
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"integers from 0 to 4, but y_true\[0\] is"):
-        jax.block_until_ready(jax.jit(each)(p, t + 5))
+        jax.block_until_ready(jax.jit(jax.value_and_grad(CROSSENTROPY))(p, t + 5))
     with pytest.raises(TypeError, match="options are for losses given by name"):
         fastloss.jax.wrap(losses.Huber(), delta=2.0)
     assert repr(fastloss.jax.wrap("mse")).startswith("FusedLoss(MeanSquaredError(")
