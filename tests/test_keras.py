@@ -14,7 +14,6 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 keras = pytest.importorskip("keras", reason="Keras is not installed: nothing to adapt to")
 
@@ -46,7 +45,8 @@ def gradient(function, p):
     if BACKEND == "jax":
         import jax
 
-        return as_arrays(jax.value_and_grad(function)(p))
+        with jax.enable_x64(p.dtype == np.float64):
+            return as_arrays(jax.value_and_grad(function)(p))
     if BACKEND == "torch":
         import torch
 
