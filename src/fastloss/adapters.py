@@ -22,10 +22,10 @@ SECOND = (
 """What an attempt to differentiate twice is told."""
 
 TESTED = {
-    "jax": ("0.6", "0.11"),
-    "keras": ("3.12", "3.16"),
-    "tensorflow": ("2.18", "2.22"),
-    "torch": ("2.6", "2.14"),
+    "jax": ("0.10", "0.11"),
+    "keras": ("3.15", "3.16"),
+    "tensorflow": ("2.21", "2.22"),
+    "torch": ("2.13", "2.14"),
 }
 """Name of a module → the versions that its adapter is tested with: from the first on, and before the second."""
 
