@@ -44,6 +44,9 @@ __version__ = "0.1.0"
 
 _MODULES = ("cuda", "evaluation", "losses", "monitor", "regularizers", "symbols")
 
+# Not in `__all__`: `from fastloss import *` must not import every framework.
+_ADAPTERS = ("jax", "keras", "torch")
+
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
     "Finding": "fastloss.diagnosis",
@@ -107,7 +110,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES or name in _ADAPTERS:
         return importlib.import_module(f"fastloss.{name}")
     if name in _HOME:
         value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

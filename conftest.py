@@ -1,0 +1,18 @@
+"""Leaves out the modules and pages of frameworks that are not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# What is needed → the modules whose doctests import it, and pages.
+_NEEDED = {
+    "torch": ["src/fastloss/torch.py", "docs/pytorch.md"],
+    "jax": ["src/fastloss/jax.py", "docs/jax.md", "docs/keras.md", "src/fastloss/keras.py"],
+    "keras": ["docs/keras.md", "src/fastloss/keras.py"],
+    "numba_cuda": ["src/fastloss/engine/cuda"],
+}
+collect_ignore = [path for name, paths in _NEEDED.items() if importlib.util.find_spec(name) is None for path in paths]
