@@ -261,7 +261,9 @@ class Loss:
         out: Array | None = None,
         n_threads: int | None = None,
     ) -> tuple[Any, Array, Array]:
-        """Compute the value, its gradient and the diagonal of its Hessian, in one pass; for pointwise losses.
+        """Compute the value, its gradient and the diagonal of its Hessian, in one pass.
+
+        For losses of single elements, and the cross-entropies of logits.
 
         Parameters
         ----------
@@ -278,11 +280,12 @@ class Loss:
         Raises
         ------
         NotImplementedError
-            If the loss is not a pointwise one.
+            If the loss has none.
         """
         if not self.has_hessian:
             raise NotImplementedError(
-                f"{type(self).__name__} has no diagonal Hessian: only losses of single elements have one"
+                f"{type(self).__name__} has no diagonal Hessian: only losses of single elements and softmax "
+                "cross-entropies of logits have one"
             )
         return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
 
@@ -516,7 +519,8 @@ class KernelLoss(Loss):
     @property
     def has_hessian(self) -> bool:
         """Whether `value_grad_hess` is defined."""
-        return self._kernel().shape == "pointwise"
+        kernel = self._kernel()
+        return kernel.shape == "pointwise" or kernel.curved
 
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
