@@ -545,6 +545,10 @@ class KernelLoss(Loss):
         """Lay targets and predictions out; the flags are those of `fastloss.losses.layout.pointwise`."""
         raise NotImplementedError
 
+    def _gradient_dtype(self, y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype that gradient and Hessian are written in; `p` is `y_pred` as an array, `result` the value's."""
+        return arrays.gradient_dtype(y_pred, p, result)
+
     def _bind(self, y_true: Array, y_pred: Array, weighted: bool, n_threads: int | None) -> BoundLoss:
         bound = super()._bind(y_true, y_pred, weighted, n_threads)
         if not weighted:
@@ -671,7 +675,7 @@ class KernelLoss(Loss):
         if self.weights_spread and shape == () and weight is not None:
             shape = (1,) * weight.ndim
         reduction = reductions.resolve(shape, self._reduction, weight, valid, upstream, compute)
-        gradient = arrays.gradient_dtype(y_pred, p, result)
+        gradient = self._gradient_dtype(y_pred, p, result)
         plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
         return Call(y, p, weight, layout, reduction, plan)
 

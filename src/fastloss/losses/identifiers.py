@@ -176,16 +176,21 @@ def instance(identifier: Any) -> Loss:
     ValueError
         If there is no such loss.
     """
-    from fastloss.registry import BATCH_LOSSES, LOSSES
-
     found = get(identifier)
-    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
-    for row in rows:
-        if found is row.function and found is not None:
-            found = row.cls()
+    cls = class_of(found)
+    if cls is not found:
+        found = cls()
     if not isinstance(found, Loss):
         raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
     return found
+
+
+def class_of(found: Any) -> Any:
+    """The class of a function handle; anything else as it is."""
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
+    return next((row.cls for row in rows if found is row.function and found is not None), found)
 
 
 def find(name: str) -> Any:
