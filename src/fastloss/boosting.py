@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fastloss import kernels
 from fastloss.adapters import require
+from fastloss.engine.launch import Launch
 from fastloss.kernels.definition import Kernel
 from fastloss.kernels.newton import newton
 from fastloss.losses import arrays, identifiers, layout, regression
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import KernelLoss, Loss, RowLoss
 from fastloss.losses.options import positive
+from fastloss.losses.plan import HESSIAN
 
 __all__ = ["Objective", "lightgbm_objective", "xgboost_objective"]
 
@@ -24,6 +27,8 @@ _HALVED = (regression.MeanSquaredError, regression.MeanSquaredLogarithmicError)
 
 _OF_CLASSES = ("sign", "pairs", "probability", "distribution", "scores", "unit")
 """Domains of the registry in which one label a sample, beside several predictions, is the number of a class."""
+
+_SOFTMAX = newton(kernels.categorical_crossentropy_logits)
 
 _RARE = 1e-15
 """The least share of a class that a base score goes by, as in LightGBM."""
@@ -51,6 +56,26 @@ class _Newton(RowLoss):
 
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> layout.Layout:
         return self._loss._layout(y, p, samples=samples, flat=flat)
+
+    def column_major(
+        self, y: Array, p: Array, weight: Array | None, n_threads: int | None
+    ) -> tuple[Array, Array] | None:
+        """Gradient and Hessian of predictions that lie column by column, laid out as they are; None where that cannot be.
+
+        LightGBM has them so. To turn them, and what is found back, would take longer than all the rest.
+        """
+        call = self._resolve(HESSIAN, y, p, weight)
+        plan = call.plan
+        if plan.launch.variant.kernel is not _SOFTMAX or call.layout.order is not None or not p.size:
+            return None
+        launch = Launch(replace(plan.launch.variant, turned=True), *p.shape, plan.launch.params[:-1])
+        g, h = np.empty((2, *p.shape[::-1]), plan.gradient)
+        weights, mask = call.reduction.weights, call.reduction.mask
+        y = arrays.contiguous(call.layout.y)
+        _, bad = launch(y, p.T, weights, weights, mask, g, h, None, 1.0, 1.0, n_threads)
+        if bad >= 0:
+            raise plan._bad_label(y, bad)
+        return g.T, h.T
 
     def _gradient_dtype(self, y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.float32)
@@ -126,22 +151,21 @@ class Objective:
                 raise ValueError(f"`sample_weight` must have shape {p.shape[:1]}, one a sample, got {weight.shape}")
             weight = weight[:, None]
         if isinstance(self.loss, KernelLoss) and self.loss.has_hessian:
-            _, gradient, hessian = self._newton(matrix.shape[1]).value_grad_hess(
-                y, matrix, weight, n_threads=self.n_threads
-            )
+            loss = self._newton(matrix.shape[1])
+            found = None
+            if matrix.flags.f_contiguous and not matrix.flags.c_contiguous:
+                found = loss.column_major(y, matrix, weight, self.n_threads)
+            gradient, hessian = found or loss.value_grad_hess(y, matrix, weight, n_threads=self.n_threads)[1:]
         else:
-            _, found = self._sum.value_and_grad(
-                y, matrix, weight, upstream=None if self.scale == 1 else self.scale, n_threads=self.n_threads
-            )
-            gradient = np.asarray(found, np.float32)
+            upstream = None if self.scale == 1 else self.scale
+            _, slope = self._sum.value_and_grad(y, matrix, weight, upstream=upstream, n_threads=self.n_threads)
+            gradient = np.asarray(slope, np.float32)
             hessian = np.full(matrix.shape, max(self.flat_hessian, self.hessian_floor), np.float32)
             if weight is not None:
                 hessian *= weight
         return gradient.reshape(p.shape), hessian.reshape(p.shape)
 
-    def base_score(
-        self, y_true: Any, sample_weight: Any = None, *, outputs: int | None = None
-    ) -> float | Array:
+    def base_score(self, y_true: Any, sample_weight: Any = None, *, outputs: int | None = None) -> float | Array:
         """The constant prediction with the least loss, where boosting had best begin.
 
         Parameters
@@ -398,4 +422,3 @@ def _domain(loss: Loss) -> str:
     if isinstance(loss, KernelLoss) and loss.class_indices:
         return "index"
     return next((row.domain for row in LOSSES.values() if row.cls is type(loss)), "real")
-

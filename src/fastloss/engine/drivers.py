@@ -611,6 +611,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     index, own, settle, touch = _index(variant), _own(variant, xp), _settle(variant), _touch(variant)
     turn, turn_back = turner(xp.dtype, spread=False), turner(xp.dtype, spread=True)
+    TURNED = variant.turned
     P_AS_IS, G_AS_IS = variant.p == variant.dtype, variant.g == variant.dtype
     Y_AS_IS = variant.y == variant.dtype and not SMOOTH
     threshold = _pivot(variant, xp, functions.pivot, score)
@@ -652,12 +653,25 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             put(flat, i, t * (one - params[1]) + params[0] if SMOOTH else t)
 
     @jit.vector_loop
-    def load_labels(y, p, labels, picked, low, rows, start, columns):
+    def load_columns(p, s, low, rows, columns, stride):
+        for c in range(columns):
+            for r in range(rows):
+                put(s, c * rows + r, load_p(p, c * stride + low + r))
+
+    @jit.vector_loop
+    def write_columns(s, g, low, rows, columns, stride):
+        for c in range(columns):
+            for r in range(rows):
+                store(g, c * stride + low + r, get(s, c * rows + r))
+
+    @jit.vector_loop
+    def load_labels(y, p, labels, picked, low, rows, start, columns, stride):
         for r in range(rows):
             label = index(y[np.uintp(low + r)], columns)
             put(labels, r, compute(label))
             if LABEL_ONLY:
-                put(picked, r, load_p(p, start + r * columns + max(label, 0)))
+                place = max(label, 0)
+                put(picked, r, load_p(p, place * stride + low + r if TURNED else start + r * columns + place))
 
     @jit.vector_loop
     def reduce(t, s, m, rows, columns, params):
@@ -694,10 +708,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
         for c in range(0 if LABEL_ONLY else columns):
             # A part of the next tile, and of where this one's gradient goes, while there is arithmetic to wait with.
             k = c * rows
-            access.fetch(p, start + cells + k, start + cells + k + rows)
+            if not TURNED:
+                access.fetch(p, start + cells + k, start + cells + k + rows)
             if not INDEX:
                 access.fetch(y, start + cells + k, start + cells + k + rows)
-            if GRADIENT and not IN_PLACE:
+            if GRADIENT and not IN_PLACE and not TURNED:
                 access.fetch(g, start + k, start + k + rows)
             for r in range(rows):
                 k = c * rows + r
@@ -756,7 +771,23 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
 
     @jit.vector_loop
     def spread(
-        t, s, labels, picked, u, v, more, bends, peaks, scales, grad_weights, mask, low, rows, columns, grad_scale, params
+        t,
+        s,
+        labels,
+        picked,
+        u,
+        v,
+        more,
+        bends,
+        peaks,
+        scales,
+        grad_weights,
+        mask,
+        low,
+        rows,
+        columns,
+        grad_scale,
+        params,
     ):
         for r in range(rows):
             put(scales, r, grad_scale * get(grad_weights, low + r) if WEIGHTED else grad_scale)
@@ -806,6 +837,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
         excess, tiles = u[5 * size :], u[6 * size :]
         s, t, more = tiles, tiles[cells:], tiles[2 * cells :]
         flat = more
+        stride = n // columns
         bends = more
         if HESSIAN:
             bends = tiles[3 * cells :]
@@ -813,7 +845,9 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             rows, start = min(size, last - low), low * columns
             count = rows * columns
             touch(y, p, g, h, start, start + count)
-            if P_AS_IS:
+            if TURNED:
+                load_columns(p, s, low, rows, columns, stride)
+            elif P_AS_IS:
                 turn(p, start, rows, columns, s, 0)
             else:
                 load_predictions(p, flat, start, count)
@@ -825,7 +859,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     load_targets(y, flat, start, count, params)
                     turn(flat, 0, rows, columns, t, 0)
             if INDEX:
-                load_labels(y, p, labels, picked, low, rows, start, columns)
+                load_labels(y, p, labels, picked, low, rows, start, columns, stride)
             reduce(t, s, m, rows, columns, params)
             if SIMPLEX:
                 for r in range(rows):
@@ -858,6 +892,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     scale,
                     params,
                 )
+                if TURNED:
+                    write_columns(s, g, low, rows, columns, stride)
+                    if HESSIAN:
+                        write_columns(bends, h, low, rows, columns, stride)
+                    continue
                 if not G_AS_IS:
                     turn_back(s, 0, rows, columns, flat, 0)
                     write(flat, p, g, start, count)
