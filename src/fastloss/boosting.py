@@ -19,6 +19,7 @@ from fastloss.losses.arrays import Array
 from fastloss.losses.base import KernelLoss, Loss, RowLoss
 from fastloss.losses.options import positive
 from fastloss.losses.plan import HESSIAN
+from fastloss.registry import OF_ROWS, domain
 
 __all__ = ["Objective", "lightgbm_objective", "xgboost_objective"]
 
@@ -60,7 +61,7 @@ class _Newton(RowLoss):
     def column_major(
         self, y: Array, p: Array, weight: Array | None, n_threads: int | None
     ) -> tuple[Array, Array] | None:
-        """Gradient and Hessian of predictions that lie column by column, laid out as they are; None where that cannot be.
+        """Gradient and Hessian of predictions that lie column by column, laid out as they are; None if that cannot be.
 
         LightGBM has them so. To turn them, and what is found back, would take longer than all the rest.
         """
@@ -68,7 +69,8 @@ class _Newton(RowLoss):
         plan = call.plan
         if plan.launch.variant.kernel is not _SOFTMAX or call.layout.order is not None or not p.size:
             return None
-        launch = Launch(replace(plan.launch.variant, turned=True), *p.shape, plan.launch.params[:-1])
+        rows, columns = p.shape
+        launch = Launch(replace(plan.launch.variant, turned=True), rows, columns, plan.launch.params[:-1])
         g, h = np.empty((2, *p.shape[::-1]), plan.gradient)
         weights, mask = call.reduction.weights, call.reduction.mask
         y = arrays.contiguous(call.layout.y)
@@ -130,7 +132,7 @@ class Objective:
         Returns
         -------
         gradient, hessian : numpy.ndarray
-            Of the sum of the weighted losses, in the shape of the predictions.
+            Of the sum of the weighted losses, float32 and in the shape of the predictions.
 
         Raises
         ------
@@ -175,8 +177,8 @@ class Objective:
         sample_weight : array_like, shape (samples,), optional
             Weights.
         outputs : int, optional
-            How many predictions a sample has, if `y_true` does not tell: by default its second dimension, or the largest
-            class and one, or 1.
+            How many predictions a sample has, if `y_true` does not tell: by default its second dimension, or one more
+            than the largest class, or 1.
 
         Returns
         -------
@@ -256,17 +258,17 @@ class Objective:
 
     def _targets(self, y: Array, samples: int, outputs: int) -> Array:
         """The targets in the shape that the loss takes with predictions of shape (samples, outputs)."""
-        domain = _domain(self.loss)
-        if outputs == 1 and domain in ("index", "distribution", "scores"):
+        kind = domain(self.loss)
+        if outputs == 1 and kind in OF_ROWS:
             raise ValueError(
                 f"{type(self.loss).__name__} needs a prediction for each class, but there is one: set `num_class`"
             )
-        if y.size == samples * outputs and domain != "index":  # XGBoost hands a matrix of labels over as a vector
+        if y.size == samples * outputs and kind != "index":  # XGBoost hands a matrix of labels over as a vector
             return y.reshape(samples, outputs)
         if y.size != samples or not isinstance(self.loss, KernelLoss):
             return y
         y = y.reshape(samples, 1)
-        if domain not in _OF_CLASSES:
+        if kind not in _OF_CLASSES:
             return y
         hot: Array = y == np.arange(outputs)
         if not hot.any(axis=1).all():
@@ -333,9 +335,9 @@ def xgboost_objective(
 
     Notes
     -----
-    Elements of a sample are outputs with trees of their own: where Keras's losses take their mean, this is their sum. The
-    Hessian of softmax cross-entropies is ``2 p (1 - p)``, as XGBoost's own. Several predictions a sample and one label:
-    where the loss is one of classes the label is its number, else the target of each.
+    Elements of a sample are outputs with trees of their own: where Keras's losses take their mean, this is their sum.
+    The Hessian of softmax cross-entropies is ``2 p (1 - p)``, as XGBoost's own. Several predictions a sample and one
+    label: where the loss is one of classes the label is the number of a class, else the target of each prediction.
 
     Examples
     --------
@@ -386,8 +388,9 @@ def lightgbm_objective(
     Notes
     -----
     As of `xgboost_objective`, but the Hessian of softmax cross-entropies of K classes is ``K / (K - 1) p (1 - p)``.
-    Predictions are float64 here, and so is the arithmetic, unless the loss has ``dtype="float32"``. LightGBM begins a custom objective at 0: pass
-    `Objective.base_score` as ``init_score``, and add it to raw predictions.
+    Predictions are float64 here, and so is the arithmetic, unless
+    the loss has ``dtype="float32"``. LightGBM begins a custom objective at 0: pass `Objective.base_score` as
+    ``init_score``, and add it to raw predictions.
 
     Examples
     --------
@@ -409,16 +412,4 @@ def _loss(loss: Any, options: dict[str, Any]) -> Loss:
         cls = identifiers.class_of(identifiers.find(loss))
         if "from_logits" in inspect.signature(cls).parameters:
             options = {"from_logits": True, **options}
-        return identifiers.instance(cls(**options))
-    if options:
-        raise TypeError(f"options are for losses given by name, got {', '.join(options)}")
-    return identifiers.instance(loss)
-
-
-def _domain(loss: Loss) -> str:
-    """What the registry says that targets and predictions may hold; ``"real"`` of losses that are not there."""
-    from fastloss.registry import LOSSES
-
-    if isinstance(loss, KernelLoss) and loss.class_indices:
-        return "index"
-    return next((row.domain for row in LOSSES.values() if row.cls is type(loss)), "real")
+    return identifiers.instance(loss, **options)

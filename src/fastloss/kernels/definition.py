@@ -59,8 +59,8 @@ class RowFunctions(NamedTuple):
         A second stage: ``regather(t, kept, u, v) -> (more, a, b, c)`` and ``refinish(u, v, a, b, c) -> (loss, u, v)``,
         which replaces what `finish` gave. `slope` then is ``slope(t, kept, u, v, more)``.
     curvature : callable, optional
-        ``curvature(t, kept, u, v)``: the second derivative in the element's own prediction, of a `curved` kernel. There is
-        none together with `peak` or `regather`.
+        ``curvature(t, kept, u, v)``: the second derivative in the element's own prediction, of a `curved` kernel. There
+        is none together with `peak` or `regather`.
     """
 
     pivot: Literal["max", "sum", "score", "simplex", "none"]

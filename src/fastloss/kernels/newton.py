@@ -14,9 +14,9 @@ PARAMS = ("slope_scale", "curvature_scale", "flat", "floor")
 def newton(kernel: Kernel) -> Kernel:
     """The kernel whose loss is left out, and whose slope and curvature are scaled, with no curvature below a floor.
 
-    A Newton step divides by the curvature h. Where the loss is flat or bends downwards (h ≤ 0) but still slopes, ``flat``
-    takes its place, in the unit of the scaled h; nowhere is it less than ``floor``. A weight multiplies what comes of
-    that, so a sample of weight 0 has no curvature at all. The compiler deletes what the loss alone would need.
+    A Newton step divides by the curvature h. Where the loss is flat or bends downwards (h ≤ 0) but still slopes,
+    ``flat`` takes its place, in the unit of the scaled h; nowhere is it less than ``floor``. A weight multiplies what
+    comes of that, so a sample of weight 0 has no curvature at all. The compiler deletes what the loss alone would need.
     """
     scalar = kernel.factory
     own = len(kernel.params)
@@ -61,7 +61,7 @@ def newton(kernel: Kernel) -> Kernel:
         )
 
     factory = pointwise_factory if kernel.shape == "pointwise" else rowwise_factory
-    # What is read of a user's factory to know its kernel on disk is then read of this one too, with what it closes over.
+    # What is read of a user's factory, to know its kernel on disk, is then read of this one and what it closes over.
     factory.__module__ = scalar.__module__
     return Kernel(
         f"{kernel.name}_newton",

@@ -166,20 +166,24 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
     return found
 
 
-def instance(identifier: Any) -> Loss:
-    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class with defaults.
+def instance(identifier: Any, **options: Any) -> Loss:
+    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class.
+
+    `options` are the constructor's, of a loss that is given by name.
 
     Raises
     ------
     TypeError
-        If it is something else that can be called.
+        If it is something else that can be called, or there are options and no name.
     ValueError
         If there is no such loss.
     """
-    found = get(identifier)
-    cls = class_of(found)
-    if cls is not found:
-        found = cls()
+    named = isinstance(identifier, str)
+    if options and not named:
+        raise TypeError(f"options are for losses given by name, got {', '.join(options)}")
+    found = class_of(find(identifier) if named else get(identifier))
+    if inspect.isclass(found):
+        found = found(**options)
     if not isinstance(found, Loss):
         raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
     return found
