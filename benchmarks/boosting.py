@@ -1,12 +1,13 @@
-"""Objectives for boosting beside the same ones in NumPy, and beside the boosters' own: ``python benchmarks/boosting.py``.
+"""Objectives for boosting beside the same ones in NumPy, and beside the boosters' own.
 
-Run nothing beside it. Each pair is timed in turn, in one process, with weights; the figure is the median.
+``python benchmarks/boosting.py`` prints them; run nothing beside it. Each pair is timed in turn, in one process, with weights; the figure is the median.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 
 import lightgbm
 import numpy as np
@@ -115,9 +116,10 @@ def scores(random):
     """A scorer beside scikit-learn's own, estimator included."""
     for rows in (100, 100_000):
         X = random.normal(size=(rows, 5))
-        model = LinearRegression().fit(X, X[:, 0])
-        calls = [lambda s=s, X=X: s(model, X, X[:, 0]) for s in (get_scorer("neg_mean_squared_error"), scorer("mse"))]
-        calls.append(lambda X=X: model.predict(X))
+        y = X[:, 0].copy()
+        model = LinearRegression().fit(X, y)
+        calls = [partial(s, model, X, y) for s in (get_scorer("neg_mean_squared_error"), scorer("mse"))]
+        calls.append(partial(model.predict, X))
         own, ours, predict = interleaved(*calls, rounds=31)
         print(f"scorer, {rows} samples: scikit-learn {1e6 * own:.0f} µs, fastloss {1e6 * ours:.0f} µs,", end="")
         print(f" of which the estimator {1e6 * predict:.0f} µs")

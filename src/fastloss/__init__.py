@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "monitor", "regularizers", "symbols")
+_MODULES = ("boosting", "losses", "monitor", "regularizers", "sklearn", "symbols")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",
