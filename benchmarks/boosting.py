@@ -1,6 +1,7 @@
 """Objectives for boosting beside the same ones in NumPy, and beside the boosters' own.
 
-``python benchmarks/boosting.py`` prints them; run nothing beside it. Each pair is timed in turn, in one process, with weights; the figure is the median.
+``python benchmarks/boosting.py`` prints them; run nothing beside it. What is compared is timed in turn, in one process,
+with weights; the figures are medians.
 """
 
 from __future__ import annotations
