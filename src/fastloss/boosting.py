@@ -67,14 +67,15 @@ class _Newton(RowLoss):
         """
         call = self._resolve(HESSIAN, y, p, weight)
         plan = call.plan
-        if plan.launch.variant.kernel is not _SOFTMAX or call.layout.order is not None or not p.size:
+        moved = call.layout.order is not None or plan._codes is not None  # another class axis, or half precision
+        if plan.launch.variant.kernel is not _SOFTMAX or moved or not p.size:
             return None
         rows, columns = p.shape
         launch = Launch(replace(plan.launch.variant, turned=True), rows, columns, plan.launch.params[:-1])
         g, h = np.empty((2, *p.shape[::-1]), plan.gradient)
         weights, mask = call.reduction.weights, call.reduction.mask
         y = arrays.contiguous(call.layout.y)
-        _, bad = launch(y, p.T, weights, weights, mask, g, h, None, 1.0, 1.0, n_threads)
+        _, bad = launch(y, p.T, weights, weights, mask, g, h, None, 0.0, plan._grad_scale, n_threads)
         if bad >= 0:
             raise plan._bad_label(y, bad)
         return g.T, h.T
