@@ -13,6 +13,9 @@ _NEEDED = {
     "torch": ["src/fastloss/torch.py", "docs/pytorch.md"],
     "jax": ["src/fastloss/jax.py", "docs/jax.md", "docs/keras.md", "src/fastloss/keras.py"],
     "keras": ["docs/keras.md", "src/fastloss/keras.py"],
+    "lightgbm": ["docs/boosting.md", "src/fastloss/boosting.py"],
     "numba_cuda": ["src/fastloss/engine/cuda"],
+    "sklearn": ["docs/scikit-learn.md", "src/fastloss/sklearn.py"],
+    "xgboost": ["docs/boosting.md", "src/fastloss/boosting.py"],
 }
 collect_ignore = [path for name, paths in _NEEDED.items() if importlib.util.find_spec(name) is None for path in paths]

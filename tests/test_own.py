@@ -466,8 +466,9 @@ def test_a_rowwise_kernel_is_a_loss_of_dense_labels_and_of_class_indices():
     value, grad = index.value_and_grad(labels, z)
     np.testing.assert_allclose(value, -np.log(q[np.arange(6), labels]).mean())
     np.testing.assert_allclose(grad, (q - np.eye(5)[labels]) / 6, atol=1e-16)
+    np.testing.assert_allclose(index.value_grad_hess(labels, z)[2], q * (1 - q) / 6, atol=1e-16)
     with pytest.raises(NotImplementedError):
-        index.value_grad_hess(labels, z)
+        losses.from_kernel(brier).value_grad_hess(np.eye(5)[labels], z)
 
 
 def test_arguments_of_from_kernel():

@@ -45,7 +45,7 @@ __version__ = "0.1.0"
 _MODULES = ("cuda", "evaluation", "losses", "monitor", "regularizers", "symbols")
 
 # Not in `__all__`: `from fastloss import *` must not import every framework.
-_ADAPTERS = ("jax", "keras", "torch")
+_ADAPTERS = ("boosting", "jax", "keras", "sklearn", "torch")
 
 _HOME = {
     "Diagnosis": "fastloss.diagnosis",

@@ -24,8 +24,11 @@ SECOND = (
 TESTED = {
     "jax": ("0.10", "0.11"),
     "keras": ("3.15", "3.16"),
+    "lightgbm": ("4.7", "4.8"),
+    "sklearn": ("1.9", "1.10"),
     "tensorflow": ("2.21", "2.22"),
     "torch": ("2.13", "2.14"),
+    "xgboost": ("3.2", "3.3"),
 }
 """Name of a module → the versions that its adapter is tested with: from the first on, and before the second."""
 
@@ -108,13 +111,8 @@ def find_loss(identifier: Any, options: dict[str, Any]) -> Loss:
     2.0
     """
     from fastloss.losses import identifiers
-    from fastloss.registry import BATCH_LOSSES, LOSSES
 
-    found = identifiers.find(identifier) if isinstance(identifier, str) else identifier
-    row: Any
-    for row in (*LOSSES.values(), *BATCH_LOSSES.values()):
-        if found is not None and found is row.function:
-            found = row.cls
+    found = identifiers.class_of(identifiers.find(identifier) if isinstance(identifier, str) else identifier)
     if isinstance(found, type) and issubclass(found, Loss):
         return found(**options)
     if options:

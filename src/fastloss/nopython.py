@@ -8,7 +8,7 @@ import numpy as np
 
 from fastloss.engine.variant import Form
 from fastloss.losses.base import KernelLoss
-from fastloss.losses.identifiers import find
+from fastloss.losses.identifiers import instance
 
 
 def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
@@ -86,14 +86,8 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
 
 
 def _loss(loss: Any, options: dict[str, Any]) -> KernelLoss:
-    if isinstance(loss, str):
-        from fastloss.registry import LOSSES
-
-        found = find(loss)
-        cls = next((row.cls for row in LOSSES.values() if row.function is found), found)
-        loss = cls(**options) if isinstance(cls, type) else cls
-    elif options:
-        raise TypeError(f"options are for losses given by name, got {', '.join(options)}")
+    if isinstance(loss, str) or options:
+        loss = instance(loss, **options)
     if not isinstance(loss, KernelLoss):
         raise TypeError(f"`loss` must be a pointwise or rowwise loss or the name of one, got {loss!r}")
     return loss

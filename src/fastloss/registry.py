@@ -65,6 +65,17 @@ class Row:
         return self.cls().has_hessian
 
 
+OF_ROWS = ("index", "distribution", "scores")
+"""The domains of losses of a row of class scores: each sample has a prediction for each class."""
+
+
+def domain(loss: Loss) -> str:
+    """The domain of a loss; ``"real"`` of one that is not registered with one."""
+    if isinstance(loss, KernelLoss) and loss.class_indices:
+        return "index"
+    return next((row.domain for row in LOSSES.values() if row.cls is type(loss)), "real")
+
+
 @dataclass(frozen=True)
 class BatchRow:
     """A registered loss that is neither pointwise nor rowwise: of sequences, boxes or whole batches.

@@ -159,7 +159,7 @@ def _long_rows(variant: Variant, xp: Any) -> Callable[..., Any]:
                 for k in prange(pieces):
                     low = start + k * UNIT_ELEMENTS
                     high = min(low + UNIT_ELEMENTS, stop)
-                    spread(y_flat, p_flat, g_flat, g_flat, g_flat, low, high, u, v, compute(scale), params)
+                    spread(y_flat, p_flat, g_flat, g_flat, g_flat, g_flat, low, high, u, v, compute(scale), params)
             total += settle(np.float64(loss), r, weights, values, value_scale)
         return total * value_scale, -1
 
@@ -308,10 +308,12 @@ def _own(variant: Variant, xp: Any) -> Callable[..., Any]:
     """``own(params, column)``: the kernel's parameters as a tuple; reading them from an array hoists out of a loop."""
     kernel = variant.kernel
     first = 0 if kernel.shape == "pointwise" else 2
-    if variant.vector:
-        return xp.jit(lambda params, column: (params[np.uintp(column)],))  # type: ignore[no-any-return]
-    names = "".join(f"params[{first + k}], " for k in range(len(kernel.params)))
-    return xp.jit(eval(f"lambda params, column: ({names})"))  # type: ignore[no-any-return]
+    count = len(kernel.params)
+    names = "".join(f"params[{first + k}], " for k in range(count))
+    if variant.vector:  # the first is a vector; the others follow it, and one number more
+        last = "".join(f"params[params.size - {count + 1 - k}], " for k in range(1, count))
+        names = f"params[np.uintp(column)], {last}"
+    return xp.jit(eval(f"lambda params, column: ({names})", {"np": np}))  # type: ignore[no-any-return]
 
 
 def _elements(variant: Variant, xp: Any) -> Callable[..., Any]:
@@ -432,7 +434,7 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
 
     The row comes from memory once and from cache after that.
     """
-    GRADIENT = variant.outputs >= 1
+    GRADIENT, HESSIAN = variant.outputs >= 1, variant.outputs >= 2
     INDEX, SMOOTH, IN_PLACE = variant.index, variant.smooth, variant.in_place
     functions = variant.kernel.factory(xp)
     LABEL_ONLY = functions.targets_only and INDEX and not SMOOTH
@@ -441,8 +443,8 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
     PEAK, AGAIN = functions.peak is not None, functions.regather is not None
     SHARED = _in_gradient(variant)
     gather, finish, slope = xp.jit(functions.gather), xp.jit(functions.finish), xp.jit(functions.slope)
-    optional = (functions.score, functions.peak, functions.regather, functions.refinish)
-    score, peak, regather, refinish = (xp.jit(function) if function else function for function in optional)
+    optional = (functions.score, functions.peak, functions.regather, functions.refinish, functions.curvature)
+    score, peak, regather, refinish, curvature = (xp.jit(function) if function else function for function in optional)
     compute = xp.type
     zero, one = xp.consts(0.0, 1.0)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
@@ -475,8 +477,11 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
         return slope(t, keep, u, v, *own(params, 0))
 
     @jit.vector_loop
-    def spread(y, p, g, kept, more, start, stop, u, v, scale, params):
+    def spread(y, p, g, h, kept, more, start, stop, u, v, scale, params):
         for i in range(start, stop):
+            if HESSIAN:  # first: what is kept may lie where the slope goes
+                t, keep = target(y, i, params), held(p, g, kept, i, start)
+                store(h, i, curvature(t, keep, u, v, *own(params, 0)) * scale)
             store(g, i, slope_of(y, p, g, kept, more, i, start, u, v, params) * scale)
 
     @jit.vector_loop
@@ -573,9 +578,11 @@ def _rowwise_row(variant: Variant, xp: Any) -> tuple[Callable[..., Any], ...]:
                 if top < stop:
                     top_slope = slope_of(y, p, g, kept, more, top, start, u, v, params)
                     top_slope += peak(target(y, top, params), u, v, *rest)
-            spread(y, p, g, kept, more, start, stop, u, v, scale, params)
+            spread(y, p, g, h, kept, more, start, stop, u, v, scale, params)
             if INDEX:
                 store(g, label, slope(right, label_kept, u, v, *rest) * scale)
+                if HESSIAN:
+                    store(h, label, curvature(right, label_kept, u, v, *rest) * scale)
             if PEAK:
                 if top < stop:
                     store(g, top, top_slope * scale)
@@ -593,7 +600,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     columns take 0.74. The stages are those of `_rowwise_row`.
     """
     compute = xp.type
-    GRADIENT, IN_PLACE = variant.outputs >= 1, variant.in_place
+    GRADIENT, HESSIAN, IN_PLACE = variant.outputs >= 1, variant.outputs >= 2, variant.in_place
     INDEX, SMOOTH, MASKED, WEIGHTED = variant.index, variant.smooth, variant.masked, variant.weighted
     functions = variant.kernel.factory(xp)
     SUM, SCORE, SIMPLEX = (functions.pivot == kind for kind in ("sum", "score", "simplex"))
@@ -602,13 +609,14 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     LABEL_ONLY = functions.targets_only and INDEX and not SMOOTH
     GATHERED, PREDICTION = functions.keeps == "gathered", functions.keeps == "prediction"
     gather, finish, slope = xp.jit(functions.gather), xp.jit(functions.finish), xp.jit(functions.slope)
-    optional = (functions.score, functions.peak, functions.regather, functions.refinish)
-    score, peak, regather, refinish = (xp.jit(function) if function else function for function in optional)
+    optional = (functions.score, functions.peak, functions.regather, functions.refinish, functions.curvature)
+    score, peak, regather, refinish, curvature = (xp.jit(function) if function else function for function in optional)
     zero, one = xp.consts(0.0, 1.0)
     load_y, load_p, store = xp.load(variant.y), xp.load(variant.p), xp.store(variant.g)
     get, put = xp.load(variant.dtype), xp.store(variant.dtype)
     index, own, settle, touch = _index(variant), _own(variant, xp), _settle(variant), _touch(variant)
     turn, turn_back = turner(xp.dtype, spread=False), turner(xp.dtype, spread=True)
+    TURNED = variant.turned
     P_AS_IS, G_AS_IS = variant.p == variant.dtype, variant.g == variant.dtype
     Y_AS_IS = variant.y == variant.dtype and not SMOOTH
     threshold = _pivot(variant, xp, functions.pivot, score)
@@ -650,12 +658,25 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             put(flat, i, t * (one - params[1]) + params[0] if SMOOTH else t)
 
     @jit.vector_loop
-    def load_labels(y, p, labels, picked, low, rows, start, columns):
+    def load_columns(p, s, low, rows, columns, stride):
+        for c in range(columns):
+            for r in range(rows):
+                put(s, c * rows + r, load_p(p, c * stride + low + r))
+
+    @jit.vector_loop
+    def write_columns(s, g, low, rows, columns, stride):
+        for c in range(columns):
+            for r in range(rows):
+                store(g, c * stride + low + r, get(s, c * rows + r))
+
+    @jit.vector_loop
+    def load_labels(y, p, labels, picked, low, rows, start, columns, stride):
         for r in range(rows):
             label = index(y[np.uintp(low + r)], columns)
             put(labels, r, compute(label))
             if LABEL_ONLY:
-                put(picked, r, load_p(p, start + r * columns + max(label, 0)))
+                place = max(label, 0)
+                put(picked, r, load_p(p, place * stride + low + r if TURNED else start + r * columns + place))
 
     @jit.vector_loop
     def reduce(t, s, m, rows, columns, params):
@@ -692,10 +713,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
         for c in range(0 if LABEL_ONLY else columns):
             # A part of the next tile, and of where this one's gradient goes, while there is arithmetic to wait with.
             k = c * rows
-            access.fetch(p, start + cells + k, start + cells + k + rows)
+            if not TURNED:
+                access.fetch(p, start + cells + k, start + cells + k + rows)
             if not INDEX:
                 access.fetch(y, start + cells + k, start + cells + k + rows)
-            if GRADIENT and not IN_PLACE:
+            if GRADIENT and not IN_PLACE and not TURNED:
                 access.fetch(g, start + k, start + k + rows)
             for r in range(rows):
                 k = c * rows + r
@@ -754,7 +776,23 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
 
     @jit.vector_loop
     def spread(
-        t, s, labels, picked, u, v, more, peaks, scales, grad_weights, mask, low, rows, columns, grad_scale, params
+        t,
+        s,
+        labels,
+        picked,
+        u,
+        v,
+        more,
+        bends,
+        peaks,
+        scales,
+        grad_weights,
+        mask,
+        low,
+        rows,
+        columns,
+        grad_scale,
+        params,
     ):
         for r in range(rows):
             put(scales, r, grad_scale * get(grad_weights, low + r) if WEIGHTED else grad_scale)
@@ -762,6 +800,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             for r in range(rows):
                 k = c * rows + r
                 t_k, keep = target(t, labels, r, k, c, params), held(s, labels, picked, r, k, c)
+                if HESSIAN:
+                    bend = curvature(t_k, keep, get(u, r), get(v, r), *own(params, 0)) * get(scales, r)
+                    if MASKED:
+                        bend = bend if mask[np.uintp(low + r)] != 0 else zero
+                    put(bends, k, bend)
                 if AGAIN:
                     found = slope(t_k, keep, get(u, r), get(v, r), get(more, k), *own(params, 0))
                 else:
@@ -782,23 +825,34 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
             else:
                 store(g, start + i, get(flat, i))
 
+    @jit.vector_loop
+    def write_curvature(flat, h, start, count):
+        for i in range(count):
+            store(h, start + i, get(flat, i))
+
     @jit.inner_loop
     def unit(first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale):
         total = 0.0
         share, scale = compute(value_scale), compute(grad_scale)
         size = min(max(LANES, CELLS // columns // LANES * LANES), last - first)
         cells = columns * size
-        numbers = np.empty(10 * size + 3 * cells, compute)
+        numbers = np.empty(10 * size + (4 if HESSIAN else 3) * cells, compute)
         m, a, b, d, u = numbers, numbers[size:], numbers[2 * size :], numbers[3 * size :], numbers[4 * size :]
         v, labels, picked, scales = u[size:], u[2 * size :], u[3 * size :], u[4 * size :]
         excess, tiles = u[5 * size :], u[6 * size :]
         s, t, more = tiles, tiles[cells:], tiles[2 * cells :]
         flat = more
+        stride = n // columns
+        bends = more
+        if HESSIAN:
+            bends = tiles[3 * cells :]
         for low in range(first, last, size):
             rows, start = min(size, last - low), low * columns
             count = rows * columns
             touch(y, p, g, h, start, start + count)
-            if P_AS_IS:
+            if TURNED:
+                load_columns(p, s, low, rows, columns, stride)
+            elif P_AS_IS:
                 turn(p, start, rows, columns, s, 0)
             else:
                 load_predictions(p, flat, start, count)
@@ -810,7 +864,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     load_targets(y, flat, start, count, params)
                     turn(flat, 0, rows, columns, t, 0)
             if INDEX:
-                load_labels(y, p, labels, picked, low, rows, start, columns)
+                load_labels(y, p, labels, picked, low, rows, start, columns, stride)
             reduce(t, s, m, rows, columns, params)
             if SIMPLEX:
                 for r in range(rows):
@@ -832,6 +886,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     u,
                     v,
                     more,
+                    bends,
                     picked,
                     scales,
                     grad_weights,
@@ -842,6 +897,11 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     scale,
                     params,
                 )
+                if TURNED:
+                    write_columns(s, g, low, rows, columns, stride)
+                    if HESSIAN:
+                        write_columns(bends, h, low, rows, columns, stride)
+                    continue
                 if not G_AS_IS:
                     turn_back(s, 0, rows, columns, flat, 0)
                     write(flat, p, g, start, count)
@@ -849,6 +909,12 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                     turn_back(s, start, rows, columns, p, 0)
                 else:
                     turn_back(s, start, rows, columns, g, 0)
+                if HESSIAN:
+                    if G_AS_IS:
+                        turn_back(bends, start, rows, columns, h, 0)
+                    else:
+                        turn_back(bends, 0, rows, columns, flat, 0)
+                        write_curvature(flat, h, start, count)
         return total
 
     return unit

@@ -24,6 +24,8 @@ def _form(variant: Variant, rows: int, columns: int) -> Loops:
     if variant.kernel.shape == "rowwise":
         if variant.kernel.divisible and not variant.index and rows < FEW_ROWS and columns >= LONG_ROW:
             return "long"
+        if variant.turned:
+            return "columns"
         # Of less than a tile, the call is what takes time, and the simpler form compiles in half of it.
         return "columns" if columns <= SHORT_ROW and rows * columns >= CELLS else "rows"
     if not (variant.weighted or variant.masked or variant.values) or variant.vector or columns > SHORT_ROW:

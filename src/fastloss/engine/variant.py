@@ -48,9 +48,10 @@ class Variant:
         Storage codes of targets, predictions and gradient.
     outputs : int
         0 for the value alone, 1 with the gradient, 2 with the diagonal Hessian too.
-    weighted, masked, values, in_place, index, smooth, vector : bool
+    weighted, masked, values, in_place, index, smooth, vector, turned : bool
         Per-row weights; a per-row mask; per-row values are written; the gradient overwrites the predictions; the
-        targets are class indices; they are smoothed; the one parameter differs by column.
+        targets are class indices; they are smoothed; the first parameter differs by column; predictions, gradient and
+        Hessian lie in memory column by column (of a rowwise kernel without the pivot "simplex", and not in place).
     form : {"rows", "elements", "cells", "columns", "long"}
         How the loops go over the data.
     parallel : bool
@@ -70,6 +71,7 @@ class Variant:
     index: bool = False
     smooth: bool = False
     vector: bool = False
+    turned: bool = False
     form: Loops = "rows"
     parallel: bool = False
 

@@ -51,10 +51,13 @@ def binary_crossentropy(xp: Any) -> Any:
     return terms
 
 
-@rowwise(calls=("exp",))
+@rowwise(calls=("exp",), curved=True)
 def categorical_crossentropy_logits(xp: Any) -> Any:
-    """Σt·(log Σeᶻ - z), gradient softmax(z)·Σt - t; a class with target 0 contributes 0 even at logit -∞."""
-    zero = xp.const(0.0)
+    """Σt·(log Σeᶻ - z), gradient s·Σt - t with s = softmax(z); a class with target 0 contributes 0 even at logit -∞.
+
+    The Hessian is (diag s - s sᵀ)·Σt, its diagonal s·(1 - s)·Σt.
+    """
+    zero, one = xp.consts(0.0, 1.0)
 
     def gather(t, z, m):
         d = z - m
@@ -62,12 +65,15 @@ def categorical_crossentropy_logits(xp: Any) -> Any:
         return e, e, xp.where(t == zero, zero, t * d), t
 
     def finish(m, total, dot, mass):
-        return mass * xp.log(total) - dot, mass / total, zero
+        return mass * xp.log(total) - dot, mass / total, one / total
 
     def slope(t, e, u, v):
         return e * u - t
 
-    return RowFunctions("max", gather, finish, slope)
+    def curvature(t, e, u, v):
+        return e * u * (one - e * v)
+
+    return RowFunctions("max", gather, finish, slope, curvature=curvature)
 
 
 @rowwise(calls=("log", "div", "div"))

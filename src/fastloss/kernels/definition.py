@@ -58,6 +58,9 @@ class RowFunctions(NamedTuple):
     regather, refinish : callable, optional
         A second stage: ``regather(t, kept, u, v) -> (more, a, b, c)`` and ``refinish(u, v, a, b, c) -> (loss, u, v)``,
         which replaces what `finish` gave. `slope` then is ``slope(t, kept, u, v, more)``.
+    curvature : callable, optional
+        ``curvature(t, kept, u, v)``: the second derivative in the element's own prediction, of a `curved` kernel. There
+        is none together with `peak` or `regather`.
     """
 
     pivot: Literal["max", "sum", "score", "simplex", "none"]
@@ -70,6 +73,7 @@ class RowFunctions(NamedTuple):
     peak: Callable[..., Any] | None = None
     regather: Callable[..., Any] | None = None
     refinish: Callable[..., Any] | None = None
+    curvature: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Kernel:
     divisible : bool
         Of a rowwise kernel: sums are all that its slope needs (no pivot, nothing kept but the prediction, no score, no
         second stage), so a row may be divided among threads.
+    curved : bool
+        Of a rowwise kernel: it has a `RowFunctions.curvature`. A pointwise one always has.
     source : str, optional
         All that the kernel's machine code depends on, of a kernel that was generated.
     """
@@ -107,6 +113,7 @@ class Kernel:
     calls: tuple[str, ...] = ()
     binary_labels: bool = False
     divisible: bool = False
+    curved: bool = False
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -200,7 +207,7 @@ def pointwise(
 
 
 def rowwise(
-    *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), divisible: bool = False
+    *, params: tuple[str, ...] = (), calls: tuple[str, ...] = (), divisible: bool = False, curved: bool = False
 ) -> Callable[[Callable[[Any], Any]], Kernel]:
     """Make a kernel of a loss of whole rows; a decorator.
 
@@ -211,6 +218,8 @@ def rowwise(
     divisible : bool
         Sums are all that the slope needs: no pivot, nothing kept but the prediction, no score, no second stage. Then a
         few long rows are divided among threads.
+    curved : bool
+        The factory gives a `RowFunctions.curvature`, the diagonal of the row's Hessian. Not together with `divisible`.
 
     Returns
     -------
@@ -248,7 +257,7 @@ def rowwise(
     """
 
     def decorate(factory: Callable[[Any], Any]) -> Kernel:
-        return Kernel(factory.__name__, "rowwise", factory, params, calls, divisible=divisible)
+        return Kernel(factory.__name__, "rowwise", factory, params, calls, divisible=divisible, curved=curved)
 
     return decorate
 

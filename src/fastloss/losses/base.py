@@ -264,7 +264,9 @@ class Loss:
         out: Array | None = None,
         n_threads: int | None = None,
     ) -> tuple[Any, Array, Array]:
-        """Compute the value, its gradient and the diagonal of its Hessian, in one pass; for pointwise losses.
+        """Compute the value, its gradient and the diagonal of its Hessian, in one pass.
+
+        For losses of single elements, and the cross-entropies of logits.
 
         Parameters
         ----------
@@ -281,11 +283,12 @@ class Loss:
         Raises
         ------
         NotImplementedError
-            If the loss is not a pointwise one.
+            If the loss has none.
         """
         if not self.has_hessian:
             raise NotImplementedError(
-                f"{type(self).__name__} has no diagonal Hessian: only losses of single elements have one"
+                f"{type(self).__name__} has no diagonal Hessian: only losses of single elements and softmax "
+                "cross-entropies of logits have one"
             )
         return self._evaluate(HESSIAN, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, n_threads)
 
@@ -523,7 +526,8 @@ class KernelLoss(Loss):
     @property
     def has_hessian(self) -> bool:
         """Whether `value_grad_hess` is defined."""
-        return self._kernel().shape == "pointwise"
+        kernel = self._kernel()
+        return kernel.shape == "pointwise" or kernel.curved
 
     def __init__(
         self, name: str | None = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
@@ -547,6 +551,10 @@ class KernelLoss(Loss):
     def _layout(self, y: Array, p: Array, *, samples: bool, flat: bool) -> Layout:
         """Lay targets and predictions out; the flags are those of `fastloss.losses.layout.pointwise`."""
         raise NotImplementedError
+
+    def _gradient_dtype(self, y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype that gradient and Hessian are written in; `p` is `y_pred` as an array, `result` the value's."""
+        return arrays.gradient_dtype(y_pred, p, result)
 
     def _bind(self, y_true: Array, y_pred: Array, weighted: bool, n_threads: int | None) -> BoundLoss:
         bound = super()._bind(y_true, y_pred, weighted, n_threads)
@@ -678,7 +686,7 @@ class KernelLoss(Loss):
         if self.weights_spread and shape == () and weight is not None:
             shape = (1,) * weight.ndim
         reduction = reductions.resolve(shape, self._reduction, weight, valid, upstream, compute)
-        gradient = arrays.gradient_dtype(y_pred, p, result)
+        gradient = self._gradient_dtype(y_pred, p, result)
         plan = Plan(self, outputs, layout, reduction, (y.dtype, p.dtype, gradient), compute, result)
         return Call(y, p, weight, layout, reduction, plan)
 

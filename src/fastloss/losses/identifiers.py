@@ -167,7 +167,7 @@ def deserialize(config: Any, custom_objects: dict[str, Any] | None = None) -> An
 
 
 def instance(identifier: Any) -> Loss:
-    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class with defaults.
+    """A loss that reduces, of whatever `get` takes: of a function handle, an instance of its class.
 
     Raises
     ------
@@ -176,16 +176,20 @@ def instance(identifier: Any) -> Loss:
     ValueError
         If there is no such loss.
     """
-    from fastloss.registry import BATCH_LOSSES, LOSSES
-
-    found = get(identifier)
-    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
-    for row in rows:
-        if found is row.function and found is not None:
-            found = row.cls()
+    found = class_of(find(identifier) if isinstance(identifier, str) else get(identifier))
+    if inspect.isclass(found):
+        found = found()
     if not isinstance(found, Loss):
         raise TypeError(f"must be a Loss or the name of one, got {identifier!r}")
     return found
+
+
+def class_of(found: Any) -> Any:
+    """The class of a function handle; anything else as it is."""
+    from fastloss.registry import BATCH_LOSSES, LOSSES
+
+    rows: list[Any] = [*LOSSES.values(), *BATCH_LOSSES.values()]
+    return next((row.cls for row in rows if found is row.function and found is not None), found)
 
 
 def find(name: str) -> Any:

@@ -324,6 +324,11 @@ def _check_stages(kernel: Kernel, class_indices: bool) -> None:
         raise TypeError(
             f"`labels` must be 'dense' for a kernel with `{further[0]}`, which sees the target of each class"
         )
+    if kernel.curved and (further or kernel.divisible or functions.curvature is None):
+        raise TypeError(
+            f"`curved` must be False for a kernel that is divisible, or has `score` or `regather`, or no `curvature`: "
+            f"{kernel.name}"
+        )
     if kernel.divisible and (further or functions.pivot != "none" or functions.keeps == "gathered"):
         raise TypeError(
             "`divisible` must be False for a kernel that needs more than sums: a pivot, what `gather` keeps, "
