@@ -31,9 +31,26 @@ print(count[0])
 """
 
 
-def run(folder, **more):
+# Kernels that treat items go another way into the cache.
+ITEMS = """
+import numpy as np, fastloss
+from fastloss.engine import items
+count = [0]
+original = items._compile
+def counted(*arguments):
+    count[0] += 1
+    return original(*arguments)
+items._compile = counted
+boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 3]], "float32")
+value, grad = fastloss.losses.GIoULoss().value_and_grad(boxes, boxes[::-1].copy())
+assert abs(value - 2 / 3) < 1e-6 and grad.any()
+print(count[0])
+"""
+
+
+def run(folder, script=SCRIPT, **more):
     environment = {**os.environ, "FASTLOSS_CACHE_DIR": str(folder), **more}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout)
 
@@ -41,6 +58,8 @@ def run(folder, **more):
 def test_a_second_process_compiles_nothing(tmp_path):
     assert run(tmp_path) == 1
     assert run(tmp_path) == 0
+    assert run(tmp_path, ITEMS) == 1
+    assert run(tmp_path, ITEMS) == 0
 
 
 def test_an_empty_setting_turns_the_cache_off(tmp_path):

@@ -99,7 +99,8 @@ def _compile(kernel: Kernel, dtype: np.dtype[Any], types: tuple[tuple[str, int],
     # The index of a parallel loop is unsigned, that of a serial one is not; an item's is signed in both.
     source = f"def {name}(count, {names}):\n    for i in prange(count):\n        item(intp(i), {names})"
     item = jit.item(kernel.factory(toolbox(dtype), *codes[:stored]))
-    namespace = {"item": item, "prange": numba.prange, "intp": np.intp}
+    # With a module's name; what belongs to none is pickled with all its globals, which fails, and is not stored.
+    namespace = {"__name__": __name__, "item": item, "prange": numba.prange, "intp": np.intp}
     exec(source, namespace)
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=parallel)(namespace[name])
     signature = (numba.types.intp, *(_numba_type(name, rank) for name, rank in types))
