@@ -45,7 +45,18 @@ class BoundLoss:
         Where every call writes.
     """
 
-    __slots__ = ("_arguments", "_busy", "_expected", "_kernel", "_n_threads", "_telling", "_type", "gradient", "loss")
+    __slots__ = (
+        "_arguments",
+        "_busy",
+        "_expected",
+        "_kernel",
+        "_n_threads",
+        "_shapes",
+        "_telling",
+        "_type",
+        "gradient",
+        "loss",
+    )
 
     def __init__(
         self, loss: Loss, y_true: Array, y_pred: Array, sample_weight: Array | None, n_threads: int | None
@@ -56,6 +67,7 @@ class BoundLoss:
         self._expected = (y_true.shape, y_true.dtype, y_pred.shape, y_pred.dtype, sample_weight is not None)
         self._kernel: Any = None
         self._arguments: tuple[Any, ...] = ()
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._type: Any = None
         self._telling = False
         result = arrays.compute_dtypes(loss.dtype, y_pred)[1]
@@ -66,9 +78,10 @@ class BoundLoss:
         call = loss._resolve(GRADIENT, y_true, y_pred)
         plan = call.plan
         if plan.serves(call.layout, call.y, call.p, None, call.reduction):
-            direct = plan.direct(y_true, self.gradient, self._n_threads)
+            direct = plan.direct(self.gradient, self._n_threads)
             if direct is not None:
-                self._kernel, self._arguments, self._type = direct
+                self._kernel, y_shape, p_shape, self._arguments, self._type = direct
+                self._shapes = None if (y_true.shape, y_pred.shape) == (y_shape, p_shape) else (y_shape, p_shape)
                 self._telling = plan.telling
 
     def __call__(self, y_true: Array, y_pred: Array, sample_weight: Array | None = None) -> tuple[Any, Array]:
@@ -113,7 +126,11 @@ class BoundLoss:
                 and not (y_pred is gradient or y_pred.base is gradient)
                 and not (y_true is gradient or y_true.base is gradient)
             ):
-                total, bad = self._kernel(y_true, y_pred, *self._arguments)
+                if self._shapes is None:
+                    total, bad = self._kernel(y_true, y_pred, *self._arguments)
+                else:
+                    y, p = y_true.reshape(self._shapes[0]), y_pred.reshape(self._shapes[1])
+                    total, bad = self._kernel(y, p, *self._arguments)
                 if bad < 0:
                     value, loss = self._type(total), self.loss
                     if loss._check_numerics or settings._check_numerics:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,16 @@ def variant_of(
         smooth=kernel.shape == "rowwise" and params[0] > 0,
         vector=kernel.shape == "pointwise" and len(params) > len(kernel.params),
     )
+
+
+class Direct(NamedTuple):
+    """A kernel, the shapes that it takes targets and predictions in, its other arguments, and the value's type."""
+
+    kernel: Callable[..., tuple[float, int]]
+    y_shape: tuple[int, ...]
+    p_shape: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    type: Any
 
 
 class Plan:
@@ -230,22 +241,15 @@ class Plan:
             return self._type(total)
         return values.astype(self._result, copy=False).reshape(self._values_shape)[()]
 
-    def direct(self, y: Array, g: Array, n_threads: int | None) -> tuple[Any, tuple[Any, ...], Any] | None:
-        """The serial kernel, its arguments after targets and predictions, and the value's type.
-
-        None where a call has more to do than to run it: several threads, values or views of bits, another shape.
-        """
+    def direct(self, g: Array, n_threads: int | None) -> Direct | None:
+        """The serial kernel, for this gradient; None where a call has more to do: several threads, values, views."""
         launch = self.launch
-        if (
-            self._values_shape is not None
-            or self._codes is not None
-            or y.shape != self._y_shape
-            or g.shape != self._p_shape
-            or launch.threads(n_threads) > 1
-        ):
+        if self._values_shape is not None or self._codes is not None or launch.threads(n_threads) > 1:
             return None
+        g = g.reshape(self._p_shape)
         arguments = (None, None, None, g, None, None, launch.params, launch.columns, launch.rows_per_unit)
-        return launch.serial(), (*arguments, self._value_scale, self._grad_scale), self._type
+        scales = (self._value_scale, self._grad_scale)
+        return Direct(launch.serial(), self._y_shape, self._p_shape, (*arguments, *scales), self._type)
 
     def _launch_in_place(self) -> Launch:
         if self._in_place is None:
