@@ -546,17 +546,16 @@ def test_dask_collections():
         fastloss.evaluate("mae", y, p, checkpoint="state")
 
 
-def slowly(part):
-    time.sleep(0.15)
-    return part
-
-
 def test_a_cluster_of_processes_loses_a_worker(stored):
     distributed = pytest.importorskip("distributed")
     da = pytest.importorskip("dask.array")
     y, p = (da.from_array(array, chunks=250) for array in (Y, P))
     expected = everything(fastloss.evaluate("huber", y, p, top_k=3, scheduler="synchronous"))
     import threading
+
+    def slowly(part):  # in here it travels to the workers by value; they cannot import the tests
+        time.sleep(0.15)
+        return part
 
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,

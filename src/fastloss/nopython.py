@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastloss.adapters import find_loss
 from fastloss.engine.variant import Form
 from fastloss.losses.base import KernelLoss
-from fastloss.losses.identifiers import instance
 
 
 def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
@@ -87,7 +87,7 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
 
 def _loss(loss: Any, options: dict[str, Any]) -> KernelLoss:
     if isinstance(loss, str) or options:
-        loss = instance(loss, **options)
+        loss = find_loss(loss, options)
     if not isinstance(loss, KernelLoss):
         raise TypeError(f"`loss` must be a pointwise or rowwise loss or the name of one, got {loss!r}")
     return loss
