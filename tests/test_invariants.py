@@ -117,7 +117,8 @@ def test_every_registry_row_has_a_reference_that_agrees_with_it():
 @every_case
 @every_float
 def test_value_is_the_oracles(row, params, dtype):
-    for shape in data.shapes(row, params):
+    # In float32 the first shape: it has the same source, and another kernel to compile for each form of the loops.
+    for shape in data.shapes(row, params)[: 1 if dtype == np.float32 else None]:
         y_true, y_pred = data.inputs(row, params, shape, dtype=dtype)
         for label, reduction, call in data.crossings(row, params, shape, dtype=dtype):
             loss = row.cls(**params, reduction=reduction)
