@@ -78,8 +78,8 @@ class _Part(JITCodeLibrary):
 
     Numba makes a finished library of each function: it optimises it, translates it to machine code and has the JIT
     engine look for every symbol among all modules so far, though the callers take in the intermediate code, and
-    optimise and translate that anew. Without this a kernel of 40 functions compiles in 1.9 s instead of 1.2, and
-    after 500 kernels the engine's search takes three times as long as all the rest.
+    optimise and translate that anew. Done so, a kernel of 40 functions compiled in 1.9 s instead of 1.2, and the rate
+    fell from 130 to 45 kernels a minute within the first 500 of a process.
     """
 
     optimised = False

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastloss.evaluation.sources import READ_BYTES, Column, Sliced, Streamed, file_identity, missing
+from fastloss.evaluation.sources import READ_BYTES, SEPARATOR, Column, Sliced, Streamed, chosen, file_identity
 from fastloss.losses.arrays import Array
 
-SEPARATOR = "::"
 """Between a path and the name of an array in it."""
 
 
@@ -106,18 +105,7 @@ def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _npz(place: str, path: str, name: str | None) -> Column:
     with zipfile.ZipFile(path) as archive:
         known = [entry.removesuffix(".npy") for entry in archive.namelist()]
-    return _Entry(place, path, _chosen(place, path, name, known))
-
-
-def _chosen(place: str, path: str, name: str | None, known: list[str]) -> str:
-    """The named array, or the only one."""
-    if name is None and len(known) == 1:
-        return known[0]
-    if name is None:
-        raise ValueError(f"{place}: say which array is meant, as {path}{SEPARATOR}NAME; there is {', '.join(known)}")
-    if name not in known:
-        raise missing(place, name, known, path)
-    return name
+    return _Entry(place, path, chosen(place, path, name, known, "array"))
 
 
 class _Reopened(Sliced):
@@ -142,7 +130,7 @@ def _hdf5_dataset(place: str, path: str, name: str | None) -> Any:
     found: list[str] = []
     if name is None or name not in file:
         file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
-        name = _chosen(place, path, name, found)
+        name = chosen(place, path, name, found, "array")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{place}: {name!r} of {path} is a group, not a dataset")
@@ -163,7 +151,7 @@ def _zarr_array(place: str, path: str, name: str | None) -> Any:
         return found
     if name is not None and name in found and isinstance(found[name], zarr.Array):
         return found[name]
-    return found[_chosen(place, path, name, list(found.array_keys()))]
+    return found[chosen(place, path, name, list(found.array_keys()), "array")]
 
 
 def _safetensors(place: str, path: str, name: str | None) -> Column:
@@ -180,7 +168,7 @@ class _Tensor:
             file: Any = safetensors.safe_open(path, "numpy")
         except safetensors.SafetensorError as error:
             raise ValueError(f"cannot read {place}: {error}") from error
-        self._slice = file.get_slice(_chosen(place, path, name, list(file.keys())))
+        self._slice = file.get_slice(chosen(place, path, name, list(file.keys()), "array"))
         self.shape = tuple(self._slice.get_shape())
         self.dtype = self._slice.get_dtype()
         if self.dtype == "BF16":

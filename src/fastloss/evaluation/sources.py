@@ -13,6 +13,9 @@ from fastloss.evaluation.partial import ALL, check_groups
 from fastloss.losses import arrays
 from fastloss.losses.arrays import Array
 
+SEPARATOR = "::"
+"""Between a file's path and the name of an array or a column in it."""
+
 READ_BYTES = 8 << 20
 """About how much is read at once where nothing else decides."""
 
@@ -342,3 +345,14 @@ def missing(place: str, key: Any, known: list[Any], where: str) -> ValueError:
     """The error of a name that is not there."""
     shown = ", ".join(map(str, known[:20])) + (" ..." if len(known) > 20 else "")
     return ValueError(f"{place}: {where} has no {key!r}; there is {shown or 'nothing'}")
+
+
+def chosen(place: str, path: str, name: str | None, known: list[str], kind: str) -> str:
+    """The one that is named of the arrays or columns, `kind`, of a file, or the only one."""
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None:
+        raise ValueError(f"{place}: say which {kind} is meant, as {path}{SEPARATOR}NAME; there is {', '.join(known)}")
+    if name not in known:
+        raise missing(place, name, known, path)
+    return name

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastloss.evaluation.sources import READ_BYTES, Column, Encoder, Sliced, Streamed, file_identity, missing, recut
+from fastloss.evaluation.sources import (
+    READ_BYTES,
+    Column,
+    Encoder,
+    Sliced,
+    Streamed,
+    chosen,
+    file_identity,
+    missing,
+    recut,
+)
 from fastloss.losses.arrays import Array
 
 BATCH_ROWS = 1 << 16
@@ -133,17 +143,7 @@ def of_ipc(place: str, path: str, name: str | None) -> Column:
         table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     except pa.ArrowException as error:
         raise ValueError(f"cannot read {place}: {error}") from error
-    return TableColumn(place, table.column(_name(place, path, name, table.schema.names)), path)
-
-
-def _name(place: str, path: str, name: str | None, known: list[str]) -> str:
-    if name is None and len(known) == 1:
-        return known[0]
-    if name is None:
-        raise ValueError(f"{place}: say which column is meant, as {path}::NAME; there is {', '.join(known)}")
-    if name not in known:
-        raise missing(place, name, known, path)
-    return name
+    return TableColumn(place, table.column(chosen(place, path, name, table.schema.names, "column")), path)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def of_parquet(place: str, path: str, name: str | None) -> Column:
         dataset = ds.dataset(path, format="parquet", partitioning="hive" if os.path.isdir(path) else None)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {place}: {error}") from error
-    return _of_dataset(place, dataset, _name(place, path, name, dataset.schema.names))
+    return _of_dataset(place, dataset, chosen(place, path, name, dataset.schema.names, "column"))
 
 
 def _of_dataset(place: str, dataset: Any, name: str) -> Column:
