@@ -23,7 +23,10 @@ LANES = 16
 """Rows that are treated side by side come in multiples of this, where there are so many: a vector of AVX-512."""
 
 SHORT_ROW = 32
-"""Rows up to this length are treated many at once."""
+"""Rows up to this length are treated many at once, where there are `MANY_ROWS`."""
+
+MANY_ROWS = 2 * LANES
+"""Of so many short rows, those of a rowwise loss are treated side by side."""
 
 LONG_ROW = 4 * UNIT_ELEMENTS
 """Rows from this length on are divided, where there are fewer than `FEW_ROWS`."""

@@ -15,14 +15,15 @@ _BINARY = ("kept", "shift", "positive", "negative", "gamma", "offset")
 _CATEGORICAL = ("alpha", "gamma")
 
 
-def _lowered_power(xp: Any, squared: bool) -> Callable[..., Any]:
-    """``f(q, γ)`` = q^(γ - 1), but 0 at q = 0 if γ < 1: what it multiplies there vanishes faster."""
+def _powers(xp: Any, squared: bool) -> Callable[..., Any]:
+    """``f(q, γ)`` = q^(γ - 1), but 0 at q = 0 if γ < 1, as what it multiplies there vanishes faster; and q^γ."""
     zero, one = xp.consts(0.0, 1.0)
 
-    def power(q, gamma):
-        return xp.where((q == zero) & (gamma < one), zero, xp.pow(q, gamma - one))
+    def powers(q, gamma):
+        lowered = xp.where((q == zero) & (gamma < one), zero, xp.pow(q, gamma - one))
+        return lowered, xp.where(gamma == zero, one, q * lowered)
 
-    return xp.jit((lambda q, gamma: q) if squared else power)  # type: ignore[no-any-return]
+    return xp.jit((lambda q, gamma: (q, q * q)) if squared else powers)  # type: ignore[no-any-return]
 
 
 def _binary(squared: bool) -> Callable[[Any], Any]:
@@ -34,7 +35,7 @@ def _binary(squared: bool) -> Callable[[Any], Any]:
         zero, one, two = xp.consts(0.0, 1.0, 2.0)
         low = xp.epsilon
         high = one - low
-        lowered = _lowered_power(xp, squared)
+        powers = _powers(xp, squared)
 
         def terms(y, p, kept, shift, positive, negative, gamma, offset):
             t = y * kept + shift
@@ -49,8 +50,7 @@ def _binary(squared: bool) -> Callable[[Any], Any]:
             w = positive * t + negative * n
             q = t * (one - p) + n * p
             q_slope = n - t
-            g = lowered(q, gamma)
-            f = xp.where(gamma == zero, one, q * g)
+            g, f = powers(q, gamma)
             f_slope = gamma * g * q_slope
             f_curve = xp.where(q == zero, xp.where(gamma == two, two, zero), gamma * (gamma - one) * g / q)
             curve = f_curve * q_slope * q_slope * b + two * f_slope * b_slope + f * b_curve
@@ -65,7 +65,7 @@ def _binary_logits(squared: bool) -> Callable[[Any], Any]:
     def factory(xp: Any) -> Any:
         """As from probabilities, with p = σ(z) and b in its stable form."""
         zero, one, two = xp.consts(0.0, 1.0, 2.0)
-        lowered = _lowered_power(xp, squared)
+        powers = _powers(xp, squared)
 
         def terms(y, z, kept, shift, positive, negative, gamma, offset):
             t = y * kept + shift
@@ -82,8 +82,7 @@ def _binary_logits(squared: bool) -> Callable[[Any], Any]:
             w = positive * t + negative * n
             q = t * complement + n * p
             q_slope = (n - t) * v
-            g = lowered(q, gamma)
-            f = xp.where(gamma == zero, one, q * g)
+            g, f = powers(q, gamma)
             f_slope = gamma * g * q_slope
             # In terms of q'/q, which stays finite where q vanishes.
             k = xp.where(q == zero, zero, q_slope / q)
@@ -103,7 +102,7 @@ def _categorical(squared: bool) -> Callable[[Any], Any]:
         With D the derivative in q, 0 beyond the clip, that in p is (D - ΣD·q) / Σp.
         """
         zero, one = xp.consts(0.0, 1.0)
-        derive = _focal_element(xp, squared)
+        derive = _focal_element(xp, squared, finite=False)
 
         def gather(t, p, total, alpha, gamma):
             q = p / total
@@ -127,7 +126,7 @@ def _categorical_logits(squared: bool) -> Callable[[Any], Any]:
     def factory(xp: Any) -> Any:
         """As from probabilities, with q = softmax(z); the derivative in z is q·D - q·Σq·D."""
         zero, one = xp.consts(0.0, 1.0)
-        derive = _focal_element(xp, squared)
+        derive = _focal_element(xp, squared, finite=True)
 
         def gather(t, z, m, alpha, gamma):
             e = xp.exp_nonpositive(z - m)
@@ -152,22 +151,28 @@ def _categorical_logits(squared: bool) -> Callable[[Any], Any]:
     return factory
 
 
-def _focal_element(xp: Any, squared: bool) -> Callable[..., Any]:
-    """``f(t, q, α, γ)``: the loss of one class and its derivative in q; both 0 where the target is."""
+def _focal_element(xp: Any, squared: bool, finite: bool) -> Callable[..., Any]:
+    """``f(t, q, α, γ)``: the loss of one class and its derivative in q; both 0 where the target is.
+
+    With `finite`, a q that is NaN need not be kept in, nor out where the target is 0: all of its row are.
+    """
     zero, one = xp.consts(0.0, 1.0)
+    FINITE = finite
     low = xp.epsilon
     high = one - low
-    lowered = _lowered_power(xp, squared)
+    powers = _powers(xp, squared)
 
     def derive(t, q, alpha, gamma):
         c = xp.clip(q, low, high)
         n = one - c
         logarithm = xp.log_positive(c)
-        g = lowered(n, gamma)
-        f = xp.where(gamma == zero, one, n * g)
+        g, f = powers(n, gamma)
         at = alpha * t
-        slope = xp.where(c == q, at * (gamma * g * logarithm - f / c), xp.where(q != q, q, zero))
-        return xp.where(t == zero, zero, -at * f * logarithm), xp.where(t == zero, zero, slope)
+        loss = -at * f * logarithm
+        slope = xp.where(c == q, at * (gamma * g * logarithm - f / c), zero)
+        if FINITE:
+            return loss, slope
+        return xp.where(t == zero, zero, loss), xp.where(t == zero, zero, xp.where(q != q, q, slope))
 
     return xp.jit(derive)  # type: ignore[no-any-return]
 
