@@ -40,7 +40,7 @@ from numba import prange
 from fastloss.engine import access, jit, storage
 from fastloss.engine.toolbox import toolbox
 from fastloss.engine.transpose import turner
-from fastloss.engine.variant import CELLS, CHUNK, LANES, SHORT_ROW, UNIT_ELEMENTS, Variant
+from fastloss.engine.variant import CELLS, CHUNK, LANES, SHORT_ROW, TILE, UNIT_ELEMENTS, Variant
 
 
 def build(variant: Variant) -> Callable[..., Any]:
@@ -620,7 +620,6 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     P_AS_IS, G_AS_IS = variant.p == variant.dtype, variant.g == variant.dtype
     Y_AS_IS = variant.y == variant.dtype and not SMOOTH
     threshold = _pivot(variant, xp, functions.pivot, score)
-    lowest = compute(-np.inf)
 
     @jit.scalar
     def target(t, labels, r, k, c, params):
@@ -681,8 +680,12 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     @jit.vector_loop
     def reduce(t, s, m, rows, columns, params):
         for r in range(rows):
-            put(m, r, lowest if LARGEST else zero)
-        for c in range(columns if LARGEST or SUM else 0):
+            if LARGEST or SUM:
+                z = get(s, r)
+                put(m, r, score(get(t, r), z, *own(params, 0)) if SCORE else z)
+            else:
+                put(m, r, zero)
+        for c in range(1, columns if LARGEST or SUM else 1):
             for r in range(rows):
                 z = get(s, c * rows + r)
                 if SCORE:
@@ -834,7 +837,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
     def unit(first, last, columns, n, y, p, weights, grad_weights, mask, g, h, values, params, value_scale, grad_scale):
         total = 0.0
         share, scale = compute(value_scale), compute(grad_scale)
-        size = min(max(LANES, CELLS // columns // LANES * LANES), last - first)
+        size = min(max(LANES, TILE // (3 * columns + 10) // LANES * LANES), last - first)
         cells = columns * size
         numbers = np.empty(10 * size + (4 if HESSIAN else 3) * cells, compute)
         m, a, b, d, u = numbers, numbers[size:], numbers[2 * size :], numbers[3 * size :], numbers[4 * size :]

@@ -19,6 +19,9 @@ UNIT_ELEMENTS = 8 * CHUNK
 CELLS = 1024
 """Elements of short rows that are treated at once; their tiles stay in the first-level cache."""
 
+TILE = 4608
+"""Numbers that short rows of a rowwise loss need at once, ten a row and three an element: 18 kB in float32."""
+
 LANES = 16
 """Rows that are treated side by side come in multiples of this, where there are so many: a vector of AVX-512."""
 
