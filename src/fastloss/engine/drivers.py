@@ -797,14 +797,16 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
         grad_scale,
         params,
     ):
-        for r in range(rows):
-            put(scales, r, grad_scale * get(grad_weights, low + r) if WEIGHTED else grad_scale)
+        if WEIGHTED:
+            for r in range(rows):
+                put(scales, r, grad_scale * get(grad_weights, low + r))
         for c in range(columns):
             for r in range(rows):
                 k = c * rows + r
+                scale = get(scales, r) if WEIGHTED else grad_scale
                 t_k, keep = target(t, labels, r, k, c, params), held(s, labels, picked, r, k, c)
                 if HESSIAN:
-                    bend = curvature(t_k, keep, get(u, r), get(v, r), *own(params, 0)) * get(scales, r)
+                    bend = curvature(t_k, keep, get(u, r), get(v, r), *own(params, 0)) * scale
                     if MASKED:
                         bend = bend if mask[np.uintp(low + r)] != 0 else zero
                     put(bends, k, bend)
@@ -815,7 +817,7 @@ def _columns(variant: Variant, xp: Any) -> Callable[..., Any]:
                 if PEAK:
                     top = peak(t_k, get(u, r), get(v, r), *own(params, 0))
                     found += top if get(peaks, r) == compute(c) else zero
-                found *= get(scales, r)
+                found *= scale
                 if MASKED:
                     found = found if mask[np.uintp(low + r)] != 0 else zero
                 put(s, k, found)
