@@ -19,6 +19,7 @@ from fastloss.bench.timing import interleave
 from fastloss.engine.jit import LOOP_FLAGS, njit
 from fastloss.losses import (
     BinaryCrossentropy,
+    CategoricalHinge,
     Huber,
     LogCosh,
     MeanAbsoluteError,
@@ -155,16 +156,18 @@ def _threads(threads: int, rounds: int) -> Iterator[Property]:
 def _choice(threads: int, rounds: int) -> Iterator[Property]:
     """The automatic choice beside the better of both ways, where it is worst."""
     rng = np.random.default_rng(0)
-    for loss in (MeanSquaredError(), LogCosh(), SparseCategoricalCrossentropy(from_logits=True)):
+    softmax = SparseCategoricalCrossentropy(from_logits=True)
+    losses = (MeanSquaredError(), 64), (LogCosh(), 64), (CategoricalHinge(), 64), (softmax, 64), (softmax, 10)
+    for loss, columns in losses:
         worst = Property("", 0.0, "")
         for size in SWEEP:
-            p = rng.standard_normal((size // 64, 64), np.float32)
-            y = rng.integers(0, 64, len(p)) if loss.class_indices else rng.standard_normal(p.shape, np.float32)
+            p = rng.standard_normal((size // columns, columns), np.float32)
+            y = rng.integers(0, columns, len(p)) if loss.class_indices else rng.standard_normal(p.shape, np.float32)
             ways = {"auto": None, "serial": 1, "parallel": threads}
             found = _medians({name: _call(loss, y, p, n_threads=n) for name, n in ways.items()}, rounds)
             better = min(found["serial"], found["parallel"])
             detail = f"at {size} elements, {1e6 * found['auto']:.1f} and {1e6 * better:.1f} µs"
-            what = f"{loss.name}: threads chosen by the call over the better of 1 and {threads}, worst of sizes"
+            what = f"{loss.name}, {columns} columns: chosen threads over the better of 1 and {threads}, worst of sizes"
             worst = max(worst, Property(what, found["auto"] / better, detail), key=lambda found: found.figure)
         yield worst
 
