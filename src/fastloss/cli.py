@@ -68,7 +68,11 @@ def bench(
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Where all figures go.")] = None,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Where a plot goes, as PNG.")] = None,
     write_docs: Annotated[
-        bool, typer.Option("--write-docs", help="Write README.md and docs/benchmarks.md, in a copy of the repository.")
+        bool,
+        typer.Option(
+            "--write-docs",
+            help="Write README.md and docs/benchmarks.md, in a copy of the repository; most losses at two shapes.",
+        ),
     ] = False,
 ) -> None:
     """Time losses beside other libraries and the machine's limit."""
@@ -107,7 +111,8 @@ def bench(
     machine.prepare(threads, dtype)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     turns = rounds or (5 if quick else 20)
-    found = report.run(console, names, sizes, dtype, threads, turns, others)
+    brief = write_docs and not names and not sizes
+    found = report.run(console, names, sizes, dtype, threads, turns, others, brief)
     if write_docs:
         found["processes"], found["bare_call"] = measure.processes(max(3, turns // 2)), measure.bare_call(turns)
     if properties:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastloss.bench import machine, measure
-from fastloss.bench.cases import BATCH_CASES, LARGE, SHAPES, SMALL, Case, Shape, cases, shapes
+from fastloss.bench.cases import BATCH_CASES, LARGE, QUICK, SHAPES, SMALL, Case, Shape, cases, shapes
 from fastloss.bench.peers import PEERS, missing
 from fastloss.registry import BATCH_LOSSES, LOSSES, BatchRow, Row
 
@@ -45,6 +45,7 @@ def run(
     threads: int,
     rounds: int,
     peers: tuple[str, ...],
+    brief: bool = False,
 ) -> Report:
     """Measure, and say on the terminal how far it is, where that is one.
 
@@ -60,6 +61,8 @@ def run(
         As for `fastloss.bench.measure.measure`.
     peers : tuple of str
         Keys of `PEERS`.
+    brief : bool
+        Of most losses, leave out all shapes but those of summaries: half an hour less.
 
     Returns
     -------
@@ -72,6 +75,8 @@ def run(
     todo: list[tuple[Case, Shape]] = []
     for case in cases(names):
         chosen, left_out = shapes(case, wanted)
+        if brief and case.row.name not in QUICK:
+            chosen = [shape for shape in chosen if shape in (SMALL, LARGE) or shape not in SHAPES]
         todo += [(case, shape) for shape in chosen]
         skipped += [{"loss": case.label, "shape": list(shape), "reason": why} for shape, why in left_out.items()]
     for name in sorted((set(names) or set(BATCH_LOSSES)) & (set(BATCH_LOSSES) - set(BATCH_CASES))):
