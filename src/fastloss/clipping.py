@@ -7,6 +7,7 @@ Where the squares of float64 gradients overflow or underflow, they are summed on
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -229,17 +230,18 @@ def _compute(array: Array) -> str:
     return "f8" if array.dtype == np.float64 else "f4"
 
 
+@functools.cache
 def _largest(dtype: Any) -> float:
     """The largest finite number of a dtype."""
     if dtype.kind == "f":
         return float(np.finfo(dtype).max)
     import ml_dtypes  # who has bfloat16 arrays has it
 
-    return float(ml_dtypes.finfo(dtype).max)
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def _norm(gradients: list[Array], n_threads: int | None) -> tuple[float, int]:
-    """The Euclidean norm of several arrays together, as a number and the power of two that it is to be multiplied by."""
+    """The Euclidean norm of several arrays together: a number, and the exponent of the power of two it is times."""
     total = sum(
         single.run(kernels.half_square, array, None, dtype="f8", value_scale=2.0, n_threads=n_threads)
         for array in gradients
