@@ -278,7 +278,8 @@ def test_identifiers_and_configs_of_regularizers():
             assert again.get_config() == penalty.get_config()
     assert regularizers.get(None) is None
     assert regularizers.L1(None).l1 == 0.01
-    for identifier in ("l3", {}, {"class_name": "L2", "config": 3}, 17, {"class_name": ["L2"]}):
+    configs = ({"l1": 0.5}, {"l2": "a"}, {"l2": -1.0}, {3: 0.5}, 3)
+    for identifier in ("l3", {}, 17, {"class_name": ["L2"]}, *({"class_name": "L2", "config": c} for c in configs)):
         with pytest.raises(ValueError, match="Could not interpret regularizer identifier"):
             regularizers.get(identifier)
     with pytest.raises(ValueError, match="Could not interpret regularizer identifier"):

@@ -733,7 +733,10 @@ def test_a_bad_label_writes_nothing():
 def test_arguments_of_kernel():
     for arguments, options, error, message in (
         (("huber", "float16"), {}, TypeError, "`dtype` must be float32 or float64"),
-        (("ctc",), {}, TypeError, "must be a pointwise or rowwise loss"),
+        (("huber", None), {}, TypeError, "`dtype` must be float32 or float64"),
+        (("huber", "no dtype"), {}, TypeError, "`dtype` must be float32 or float64"),
+        (("ctc",), {}, TypeError, "must be a pointwise or rowwise loss, which CTC is not; these are: mean_squared"),
+        ((None,), {}, TypeError, "`loss` must be a loss"),
         (("CTC",), {}, TypeError, "must be a pointwise or rowwise loss"),
         (("hubre",), {}, ValueError, "did you mean"),
         ((losses.Huber(),), {"delta": 2.0}, TypeError, "options are for losses given by name"),

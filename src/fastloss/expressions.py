@@ -232,7 +232,7 @@ class Trace:
         if operation in _CANCELLING and any(atom.free_symbols - result.free_symbols for atom in atoms):
             refuse(
                 f"a term that cancels, as x - x, x / x and 0 * x do (this one is {result})",
-                "of NaN, infinity, or a divisor of 0 it would be NaN; leave it out, or use a parameter for the factor 0",
+                "of NaN, infinity or a divisor of 0 it is NaN; leave it out, or make a factor 0 a parameter",
             )
         return Scalar(self, self.name(result))
 

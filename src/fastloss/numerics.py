@@ -114,7 +114,7 @@ def report(
     message = f"{' and '.join(names)} of {loss.name} not finite: {'; '.join(causes)} (fastloss.diagnose says more)"
     if action == "raise":
         raise NumericsError(message, samples)
-    warnings.warn(message, NumericsWarning, stacklevel=5)
+    warnings.warn(message, NumericsWarning, stacklevel=settings.outside())
 
 
 def _bad_samples(

@@ -334,4 +334,7 @@ def deserialize(config: Any) -> L1L2:
             f"Could not interpret regularizer identifier: {config!r}; expected one of {', '.join(_KNOWN)}, or a dict "
             "with `class_name` and `config`"
         )
-    return _KNOWN[name].from_config(arguments)
+    try:
+        return _KNOWN[name].from_config(arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Could not interpret regularizer identifier: {config!r}; {error}") from error

@@ -45,7 +45,9 @@ def _check_names(names: Iterable[Any]) -> None:
             raise TypeError(f"`params` must have names as its keys, got {name!r}")
         taken = name in ("name", "function") or any(hasattr(owner, name) for owner in (ExpressionLoss, OwnKernelLoss))
         if taken or name.startswith("_"):
-            raise ValueError(f"{name!r} cannot be the name of a parameter: losses have arguments and attributes so named")
+            raise ValueError(
+                f"{name!r} cannot be the name of a parameter: losses have arguments and attributes so named"
+            )
 
 
 class _Parameters(Option[dict[str, float]]):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 import numpy as np
 
+from fastloss import settings
 from fastloss.losses.arrays import Array
 from fastloss.monitor.files import FIRST, PER, LogFile, Reader, format_of
 from fastloss.monitor.rows import HEAD, Row, Series, Table, columns
@@ -410,7 +411,7 @@ class History:
             if not self._failing:
                 self._failing = True
                 message = f"{error}; the training goes on, what was logged is kept and tried again"
-                warnings.warn(message, RuntimeWarning, stacklevel=3)
+                warnings.warn(message, RuntimeWarning, stacklevel=settings.outside())
 
     def close(self) -> None:
         """Write what was not written yet, and close the files; reading goes on working.
