@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import gc
 import io
 import json
 import math
 import os
+import pickle
 import pty
 import re
 import signal
@@ -222,6 +224,27 @@ def test_a_closed_history_can_be_read_and_not_written():
         with pytest.raises(RuntimeError, match="the History is closed"):
             call()
     assert history["loss"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda history: pickle.loads(pickle.dumps(history))])
+def test_copies_can_be_read_and_write_nothing(duplicate, tmp_path):
+    with History(tmp_path / "a.jsonl") as history:
+        history.log(loss=1.0)
+        second = duplicate(history)
+        with pytest.raises(RuntimeError, match="is a copy"):
+            second.log(loss=2.0)
+        with pytest.raises(RuntimeError, match="is a copy"):
+            second.end_epoch()
+        assert second["loss"].tolist() == [1.0]
+        second.close()
+        del second
+        history.log(loss=3.0)
+    assert History.read(tmp_path / "a.jsonl")["loss"].tolist() == [1.0, 3.0]
+    kept = History()
+    kept.log(loss=1.0)
+    second = duplicate(kept)
+    second.log(loss=2.0)
+    assert (kept["loss"].tolist(), second["loss"].tolist(), second.steps.tolist()) == ([1.0], [1.0, 2.0], [0, 1])
 
 
 def test_ten_million_steps_fit_into_memory():

@@ -80,6 +80,18 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
     return array
 
 
+def mask_of(mask: Any, y_pred: Any) -> Array | None:
+    """A mask as an array of booleans; it may come as an attribute of the predictions, as Keras passes it on."""
+    if mask is None:
+        mask = getattr(y_pred, "_keras_mask", None)
+    if mask is None:
+        return None
+    valid = to_array("mask", mask)
+    if valid.dtype.kind not in "bui":
+        raise TypeError(f"`mask` must be boolean, got {valid.dtype}; pass weights as `sample_weight`")
+    return valid.astype(bool, copy=False)
+
+
 def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """Compute dtype and result dtype of a call.
 

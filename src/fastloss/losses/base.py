@@ -711,16 +711,9 @@ class Call(NamedTuple):
 def weight_and_mask(
     sample_weight: Any, mask: Any, y_pred: Any, dtype: np.dtype[Any]
 ) -> tuple[Array | None, Array | None]:
-    """Weights and mask as arrays; the mask may come as an attribute of the predictions, as Keras passes it on."""
+    """Weights and mask as arrays."""
     weight = None if sample_weight is None else arrays.to_array("sample_weight", sample_weight, dtype)
-    if mask is None:
-        mask = getattr(y_pred, "_keras_mask", None)
-    if mask is None:
-        return weight, None
-    valid = arrays.to_array("mask", mask)
-    if valid.dtype.kind not in "bui":
-        raise TypeError(f"`mask` must be boolean, got {valid.dtype}; pass weights as `sample_weight`")
-    return weight, valid.astype(bool, copy=False)
+    return weight, arrays.mask_of(mask, y_pred)
 
 
 def times(a: Array, b: Array | None) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import heapq
 import itertools
 import operator
@@ -106,8 +107,9 @@ class History:
     that nothing is kept alive by it (a PyTorch loss would keep its whole graph) and nothing is changed later. That
     waits for results that are still being computed. To keep a GPU or JAX busy, log the previous step's loss.
 
-    Use it from one thread. A child that is forked has a closed copy. With several processes, let one log, or give each
-    a file of its own.
+    Use it from one thread. A child that is forked has a closed copy, and so does who copies or pickles a history that
+    has sinks: what was logged can be read. One in memory alone is copied as it is. With several processes, let one log,
+    or give each a file of its own.
 
     Examples
     --------
@@ -447,6 +449,15 @@ class History:
     def __del__(self) -> None:
         if getattr(self, "_sinks", None):
             self._close_or_warn()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_sinks": [], "_written": [], "_due": np.inf}
+        if self._sinks:
+            state |= {"_steps": {}, "_closed": "this History is a copy, and what it was copied from writes the files"}
+        return state
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # else both would have the same rows, and a number of steps each
 
     def __enter__(self) -> Self:
         return self
