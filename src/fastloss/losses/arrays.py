@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,9 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
         dtype = None if is_array(value) else default
         try:
             array = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"`{argument}` cannot be read as an array of numbers: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"`{argument}` cannot be read as an array of numbers: {error}") from error
     else:
         array = np.from_dlpack(value)
     array = array.view(np.ndarray)
@@ -133,6 +135,21 @@ def gradient_dtype(y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any
     return p.dtype if is_array(y_pred) and is_float(p) else result
 
 
+def zeros(shape_argument: str, shape: Any, dtype_argument: str, dtype: Any) -> Array:
+    """An array of zeros of a user's shape and dtype, with errors that name these arguments."""
+    try:
+        kind = np.dtype(dtype) if dtype is not None else None
+    except TypeError:
+        kind = None
+    if kind is None or storage.code(kind.newbyteorder("=")) is None:
+        raise TypeError(f"`{dtype_argument}` must be a dtype of real numbers, got {dtype!r}")
+    try:
+        sizes = tuple(operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+        return np.zeros(sizes, kind)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{shape_argument}` must be an integer or a tuple of them, got {shape!r}") from None
+
+
 def contiguous(array: Array) -> Array:
     """The array itself if a kernel can walk it (C order, aligned), else a copy."""
     return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
@@ -155,6 +172,8 @@ def check_out(
         raise ValueError(f"`out` must have the gradient's dtype, {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("`out` must be writable, got a read-only array")
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)) and out.size:
+        raise ValueError(f"`out` must not overlap itself, got strides {out.strides}")
     itself = out.strides == p.strides and out.ctypes.data == p.ctypes.data
     if not itself and np.may_share_memory(out, p):
         raise ValueError(f"`out` must not overlap `{argument}`, unless it is `{argument}` itself")

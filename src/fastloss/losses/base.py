@@ -76,7 +76,7 @@ class Loss:
     ValueError
         If `reduction` is none of these.
     TypeError
-        If `dtype` is no floating dtype.
+        If `dtype` is no floating dtype, or `name` no text.
 
     Examples
     --------
@@ -103,6 +103,8 @@ class Loss:
     ) -> None:
         self._options: dict[str, Any] = {}
         self._check_numerics: str | None = None
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"`name` must be text or None, got {name!r}")
         self.name = name or snake_case(type(self).__name__)
         self._reduction = reductions.check_reduction(reduction, self.accepts_auto)
         self._dtype = float_name("dtype", dtype)
@@ -323,6 +325,11 @@ class Loss:
         BoundLoss
             ``step(y_true, y_pred) -> (value, gradient)``, whose gradient is written to a buffer of its own.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is no shape or no dtype, or the loss does not take arrays like these.
+
         Examples
         --------
         >>> import numpy as np
@@ -332,10 +339,13 @@ class Loss:
         >>> print(value, grad.tolist(), grad is step.gradient)
         1.0 [[0.5, 0.5], [0.5, 0.5]] True
         """
-        y_pred = np.empty(shape, dtype)
+        y_pred = arrays.zeros("shape", shape, "dtype", dtype)
         like, kind = self._targets_like(y_pred)
-        y_true = np.zeros(
-            like if y_true_shape is None else y_true_shape, kind if y_true_dtype is None else y_true_dtype
+        y_true = arrays.zeros(
+            "y_true_shape",
+            like if y_true_shape is None else y_true_shape,
+            "y_true_dtype",
+            kind if y_true_dtype is None else y_true_dtype,
         )
         return self._bind(y_true, y_pred, weighted, n_threads)
 
