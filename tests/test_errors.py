@@ -528,3 +528,13 @@ def test_what_is_no_number_is_named():
     out = np.lib.stride_tricks.as_strided(np.zeros(3), (2, 3), (0, 8))
     with pytest.raises(ValueError, match="`out` must not overlap itself"):
         loss.value_and_grad(labels, p, out=out)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y_pred"),
+    [(losses.Circle(), np.eye(3)), (losses.SparseCategoricalCrossentropy(True, ignore_class=-1), np.eye(3))],
+)
+def test_masks_beside_a_rule_of_the_loss(loss, y_pred):
+    for shape in ((2,), (2, 1), (2, 3)):
+        with pytest.raises(ValueError, match=r"`mask` must have the shape of the per-sample losses, \(3,\)"):
+            loss(np.arange(3), y_pred, mask=np.ones(shape, bool))

@@ -422,19 +422,19 @@ class Loss:
                 labels = self._labels(y, shape)
                 weights = times(reductions.class_weights(class_weight, labels, compute), weight)
             if counted is not None:
-                mask = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
+                mask = both(valid, counted)
             return reductions.resolve(shape, self._reduction, weights, mask, upstream, compute)
 
         goal = Goal(compute, gradient, out, resolve)
         losses, reduction, found = self._run(y, p, valid, outputs, n_threads, goal, **extras)
         with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
             value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
-        if found is not None:
-            found = found.reshape(predictions.shape).astype(gradient, copy=False)
-            if out is not None:
-                if found is not out:
-                    out[...] = found
-                found = out
+            if found is not None:
+                found = found.reshape(predictions.shape).astype(gradient, copy=False)
+        if found is not None and out is not None:
+            if found is not out:
+                out[...] = found
+            found = out
         if self._check_numerics or settings._check_numerics:
             results = (value, found, None)
             numerics.check(self, results, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
@@ -689,7 +689,7 @@ class KernelLoss(Loss):
             flat=self._reduction not in ("none", None) and weight is valid is class_weight is None,
         )
         if layout.valid is not None:
-            valid = layout.valid if valid is None else np.logical_and(*arrays.match_ranks(valid, layout.valid))
+            valid = both(valid, layout.valid)
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
         shape = layout.shape
@@ -724,6 +724,19 @@ def weight_and_mask(
     """Weights and mask as arrays."""
     weight = None if sample_weight is None else arrays.to_array("sample_weight", sample_weight, dtype)
     return weight, arrays.mask_of(mask, y_pred)
+
+
+def both(mask: Array | None, counted: Array) -> Array:
+    """What a mask leaves in of the samples that count by the loss's own rule."""
+    if mask is None:
+        return counted
+    a, b = arrays.match_ranks(mask, counted)
+    try:
+        return np.logical_and(a, b)
+    except ValueError:
+        raise ValueError(
+            f"`mask` must have the shape of the per-sample losses, {counted.shape}, got shape {mask.shape}"
+        ) from None
 
 
 def times(a: Array, b: Array | None) -> Array:
