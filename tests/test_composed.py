@@ -453,6 +453,9 @@ def test_what_clipping_refuses(clip):
     buffer = np.ones(4)
     with pytest.raises(ValueError, match="must not overlap other gradients"):
         CLIPS[clip]([g, g.copy()], 1.0, out=[buffer, buffer])
+    for twice in ([g, g], [g, g[:]], [g[:2], g[1:]]):
+        with pytest.raises(ValueError, match="must not overlap other gradients"):
+            CLIPS[clip](twice, 1.0, out=twice)
     assert g.tolist() == [1, 1, 1, 1]
 
 

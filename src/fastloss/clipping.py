@@ -8,6 +8,7 @@ Where the squares of float64 gradients overflow or underflow, they are summed on
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -193,11 +194,13 @@ class _Clip:
                 continue
             if place is not None:
                 arrays.check_out(place, array, array.dtype, {}, "gradients")
-                # Where a gradient is its own place, no other can be touched that was not overlapped before.
+                # Of gradients that are their own places, `_check_in_place` sees to it.
                 others = [] if place is gradient else [*given[:k], *given[k + 1 :], *outs[:k]]
                 if any(other is not None and np.may_share_memory(place, other) for other in others):
                     raise ValueError("`out` must not overlap other gradients, nor itself")
             self._add(array, place)
+        if self._several and out is not None:
+            _check_in_place([place for place, gradient in zip(outs, given, strict=True) if place is gradient])
 
     def _add(self, array: Array, place: Array | None) -> None:
         """Arrays that a kernel cannot walk are copied; the result then goes where it belongs in `deliver`."""
@@ -224,6 +227,18 @@ class _Clip:
             return self._out
         values = iter(found)
         return rebuild(self._gradients, lambda _: next(values))
+
+
+def _check_in_place(places: list[Array | None]) -> None:
+    """Refuse memory that would be scaled twice."""
+    found = [place for place in places if place is not None]
+    again = len({id(array) for array in found}) < len(found)
+    if not again and any(array.base is not None for array in found):
+        solid = (array for array in found if array.flags.c_contiguous and array.size)
+        spans = sorted((array.__array_interface__["data"][0], array.nbytes) for array in solid)
+        again = any(start + size > then for (start, size), (then, _) in itertools.pairwise(spans))
+    if again:
+        raise ValueError("`out` must not overlap other gradients, nor itself")
 
 
 def _compute(array: Array) -> str:

@@ -268,8 +268,9 @@ def get(identifier: Any) -> Any:
         return None
     if isinstance(identifier, (str, dict)):
         return deserialize(identifier)
-    if callable(identifier):
-        return identifier() if inspect.isclass(identifier) else identifier
+    found = identifier() if inspect.isclass(identifier) else identifier
+    if callable(found):
+        return found
     raise ValueError(f"Could not interpret regularizer identifier: {identifier!r}")
 
 

@@ -55,9 +55,9 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
     if value is None:
         raise TypeError(f"`{argument}` must be an array or what becomes one, got None")
     if isinstance(value, np.ma.MaskedArray):
+        further = ", and the valid samples as `mask=`" if argument in ("y_true", "y_pred", "sample_weight") else ""
         raise TypeError(
-            f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`, and the valid "
-            "samples as `mask=`"
+            f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`{further}"
         )
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"`{argument}` is a sparse matrix; pass a dense array: `{argument}.toarray()`")
