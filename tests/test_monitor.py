@@ -166,6 +166,7 @@ def test_what_is_no_scalar_is_refused_and_nothing_of_its_row_is_kept(value, said
         (lambda h: h.log(**{"": 1}), ValueError, "must be printable, got ''"),
         (lambda h: h.log(step=1, loss=1), ValueError, "`step` must be at least 2, as 1 was logged already, got 1"),
         (lambda h: h.log(step=-1, loss=1), ValueError, "`step` must not be negative, got -1"),
+        (lambda h: h.log(step=2**53 + 1, loss=1), ValueError, "`step` must be at most 9007199254740992"),
         (lambda h: h.log(step=2.5, loss=1), TypeError, "`step` must be an integer, got 2.5"),
         (lambda h: h.end_epoch(epoch=0), ValueError, "`epoch` must be at least 1"),
         (lambda h: h.resume_at(-1), ValueError, "`step` must not be negative"),
@@ -470,6 +471,18 @@ def test_one_history_a_file(tmp_path):
                 History(path)
             assert "is being written by a History" in succeed(program, path)
         assert succeed(program, path) == ""
+
+
+def test_one_history_a_sink(tmp_path):
+    sink = JSONLines(tmp_path / "a.jsonl")
+    with History(sink) as history:
+        with pytest.raises(ValueError, match="a sink belongs to one History"):
+            History(sink)
+        history.log(loss=1.0)
+        with pytest.raises(ValueError, match="a sink belongs to one History"):
+            History(*[Console()] * 2)
+    with History(sink) as again:
+        assert again.step == 1
 
 
 def test_a_forked_child_cannot_log_and_writes_nothing(tmp_path):

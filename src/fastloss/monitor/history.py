@@ -21,7 +21,7 @@ import warnings
 import weakref
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 import numpy as np
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 """How many rows sinks are given at once, so that those of a fast second need no memory to speak of."""
+
+LARGEST = 2**53
+"""The last of the whole numbers that a row, of doubles, can hold."""
 
 _OPEN: weakref.WeakSet[History] = weakref.WeakSet()
 """Those that have sinks and are not closed: what is left to do when the interpreter ends, or forks."""
@@ -145,7 +148,8 @@ class History:
         self._steps = self._tables["step"]  # of `log` alone: empty once nothing can be logged any more
         self._closed = ""
         self._step = self._epoch = self.skipped = 0
-        self._sinks = [_sink(value) for value in sinks]
+        self._sinks: list[Sink] = []  # those of another are not to be closed, should one be refused
+        self._sinks = _sinks(sinks)
         self._written: list[Counter[tuple[str, tuple[str, ...]]]] = []
         self._failing = False
         self._reader: Reader | None = None
@@ -316,7 +320,7 @@ class History:
             raise ValueError("nothing to log: pass values by name, as in log(loss=0.5)")
         for name in values:
             if name in FIRST:
-                raise ValueError(f"`{name}` cannot be the name of a value: each row has a {name} of its own")
+                raise ValueError(f"`{name}` cannot be the name of a value: each row has that of its own")
             if not name or not name.isprintable():
                 raise ValueError(f"the name of a value must be printable, got {name!r}")
         with warnings.catch_warnings():
@@ -335,6 +339,8 @@ class History:
             raise TypeError(f"`{argument}` must be an integer, got {value!r}") from None
         if number < 0:
             raise ValueError(f"`{argument}` must not be negative, got {number}")
+        if number > LARGEST:
+            raise ValueError(f"`{argument}` must be at most {LARGEST}, got {number}")
         if number < least:
             raise ValueError(
                 f"`{argument}` must be at least {least}, as {least - 1} was logged already, got {number}; `resume_at` "
@@ -744,6 +750,19 @@ class History:
             message = f"History.plot needs {(error.name or '').partition('.')[0]}: pip install 'fastloss[monitor]'"
             raise ModuleNotFoundError(message, name=error.name) from error
         return plot.draw(self, names, path, x, log, smooth)
+
+
+def _sinks(values: Iterable[Any]) -> list[Sink]:
+    """Sinks that no `History` has yet."""
+    taken = {id(sink) for history in _OPEN for sink in history._sinks}
+    found = []
+    for value in values:
+        sink = _sink(value)
+        if id(sink) in taken:
+            raise ValueError(f"a sink belongs to one History, and this one has one already: {sink!r}")
+        taken.add(id(sink))
+        found.append(sink)
+    return found
 
 
 def _sink(value: Any) -> Sink:
