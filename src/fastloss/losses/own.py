@@ -188,7 +188,7 @@ def from_function(
     dtype : str, numpy.dtype or policy, optional
         Compute dtype; by default that of `fastloss.floatx`, else that of a floating ``y_pred``.
     **params : float
-        Values of the function's further arguments, which no loss may have an attribute or argument named like; those that have a default may be left out. Other values compile
+        Values of the function's further arguments; those that have a default may be left out. Other values compile
         nothing, unless they are exponents that are small whole numbers.
 
     Returns
