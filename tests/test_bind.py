@@ -84,6 +84,16 @@ def test_what_was_not_bound_is_refused():
     with pytest.raises(ValueError, match="n_threads"):
         losses.MeanSquaredError().bind((3, 2), n_threads=0)
     assert step(y, p)[0] == 1, "none of that left it locked"
+    for arguments, named in (
+        ({"shape": None}, "shape"),
+        ({"shape": (-1, 2)}, "shape"),
+        ({"shape": 3, "dtype": None}, "dtype"),
+        ({"shape": 3, "dtype": "U8"}, "dtype"),
+        ({"shape": 3, "y_true_shape": ("a",)}, "y_true_shape"),
+        ({"shape": 3, "y_true_dtype": complex}, "y_true_dtype"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"`{named}` must be"):
+            losses.MeanSquaredError().bind(**arguments)
 
 
 def test_its_own_buffer_is_no_input():

@@ -278,7 +278,8 @@ def test_identifiers_and_configs_of_regularizers():
             assert again.get_config() == penalty.get_config()
     assert regularizers.get(None) is None
     assert regularizers.L1(None).l1 == 0.01
-    for identifier in ("l3", {}, {"class_name": "L2", "config": 3}, 17, {"class_name": ["L2"]}):
+    configs = ({"l1": 0.5}, {"l2": "a"}, {"l2": -1.0}, {3: 0.5}, 3)
+    for identifier in ("l3", {}, 17, {"class_name": ["L2"]}, *({"class_name": "L2", "config": c} for c in configs)):
         with pytest.raises(ValueError, match="Could not interpret regularizer identifier"):
             regularizers.get(identifier)
     with pytest.raises(ValueError, match="Could not interpret regularizer identifier"):
@@ -396,6 +397,23 @@ def test_norms_of_huge_and_tiny_gradients():
     for size in (1e30, 1e-30):
         g = np.full(4, size, np.float32)
         np.testing.assert_allclose(fastloss.clip_by_norm(g, size), g / 2, rtol=1e-6)
+    for size in (1e300, 1e-300):
+        g = size * np.array([3.0, 4.0])
+        np.testing.assert_allclose(fastloss.clip_by_norm(g, size), g / 5, rtol=1e-14)
+        (clipped, _), norm = fastloss.clip_by_global_norm([g, np.zeros(2, np.float32)], size)
+        np.testing.assert_allclose([*clipped, norm], [*g / 5, 5 * size], rtol=1e-14)
+    clipped, norm = fastloss.clip_by_global_norm(np.full(100, 1e308), 1.0)
+    np.testing.assert_allclose(clipped, 0.1)
+    assert norm == np.inf
+    # A factor that float32 would round to a few bits.
+    np.testing.assert_allclose(fastloss.clip_by_norm(np.full(1, 1e38, np.float32), 1e-5), 1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_limit_that_the_dtype_does_not_hold(dtype):
+    g = np.array([1.0, np.inf, -np.inf], dtype)
+    most = np.finfo(dtype).max
+    np.testing.assert_array_equal(fastloss.clip_by_value(g, 1e300), np.array([1, most, -most], dtype))
 
 
 def test_clipping_what_is_not_finite():
@@ -435,6 +453,9 @@ def test_what_clipping_refuses(clip):
     buffer = np.ones(4)
     with pytest.raises(ValueError, match="must not overlap other gradients"):
         CLIPS[clip]([g, g.copy()], 1.0, out=[buffer, buffer])
+    for twice in ([g, g], [g, g[:]], [g[:2], g[1:]]):
+        with pytest.raises(ValueError, match="must not overlap other gradients"):
+            CLIPS[clip](twice, 1.0, out=twice)
     assert g.tolist() == [1, 1, 1, 1]
 
 

@@ -514,3 +514,27 @@ def test_too_few_threads_for_all(n):
     with raises(ValueError, "threads", str(n)):
         fastloss.set_num_threads(n)
     assert fastloss.get_num_threads() == before
+
+
+def test_what_is_no_number_is_named():
+    loss, labels, p = losses.SparseCategoricalCrossentropy(True), np.zeros(2, int), np.zeros((2, 3))
+    for weights in ({np.nan: 1.0}, {np.inf: 1.0}, {0: None}):
+        with pytest.raises(TypeError, match="`class_weight` must have"):
+            loss(labels, p, class_weight=weights)
+    with pytest.raises(ValueError, match="`y_pred` cannot be read"):
+        loss(labels, [[0.0, 0.0, 10**400]] * 2)
+    with pytest.raises(TypeError, match="`name` must be text"):
+        losses.Huber(name=3)
+    out = np.lib.stride_tricks.as_strided(np.zeros(3), (2, 3), (0, 8))
+    with pytest.raises(ValueError, match="`out` must not overlap itself"):
+        loss.value_and_grad(labels, p, out=out)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y_pred"),
+    [(losses.Circle(), np.eye(3)), (losses.SparseCategoricalCrossentropy(True, ignore_class=-1), np.eye(3))],
+)
+def test_masks_beside_a_rule_of_the_loss(loss, y_pred):
+    for shape in ((2,), (2, 1), (2, 4)):
+        with pytest.raises(ValueError, match=r"`mask` must have the shape of the per-sample losses, \(3,\)"):
+            loss(np.arange(3), y_pred, mask=np.ones(shape, bool))

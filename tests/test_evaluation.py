@@ -664,8 +664,11 @@ def test_command_line_mistakes(monkeypatch, capsys, stored, arguments, code, par
 def test_command_losses(monkeypatch, capsys):
     code, out, _ = in_process(monkeypatch, capsys, "losses")
     assert code == 0
-    for name in (*LOSSES, *BATCH_LOSSES):
+    for name, row in {**LOSSES, **BATCH_LOSSES}.items():
+        name = name if row.function else row.cls.__name__
         assert f"\n{name} " in f"\n{out}" or f"\n{name}\n" in out
+    for name in ("weighted_kappa_loss", "WeightedKappaLoss"):
+        assert "kappa" in in_process(monkeypatch, capsys, "losses", name)[1]
     assert "delta=1.0" in out
     assert "Huber loss" in in_process(monkeypatch, capsys, "losses", "huber")[1]
     assert in_process(monkeypatch, capsys, "losses", "hubert")[0] == 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import gc
 import io
 import json
 import math
 import os
+import pickle
 import pty
 import re
 import signal
@@ -164,6 +166,7 @@ def test_what_is_no_scalar_is_refused_and_nothing_of_its_row_is_kept(value, said
         (lambda h: h.log(**{"": 1}), ValueError, "must be printable, got ''"),
         (lambda h: h.log(step=1, loss=1), ValueError, "`step` must be at least 2, as 1 was logged already, got 1"),
         (lambda h: h.log(step=-1, loss=1), ValueError, "`step` must not be negative, got -1"),
+        (lambda h: h.log(step=2**53 + 1, loss=1), ValueError, "`step` must be at most 9007199254740992"),
         (lambda h: h.log(step=2.5, loss=1), TypeError, "`step` must be an integer, got 2.5"),
         (lambda h: h.end_epoch(epoch=0), ValueError, "`epoch` must be at least 1"),
         (lambda h: h.resume_at(-1), ValueError, "`step` must not be negative"),
@@ -222,6 +225,27 @@ def test_a_closed_history_can_be_read_and_not_written():
         with pytest.raises(RuntimeError, match="the History is closed"):
             call()
     assert history["loss"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda history: pickle.loads(pickle.dumps(history))])
+def test_copies_can_be_read_and_write_nothing(duplicate, tmp_path):
+    with History(tmp_path / "a.jsonl") as history:
+        history.log(loss=1.0)
+        second = duplicate(history)
+        with pytest.raises(RuntimeError, match="is a copy"):
+            second.log(loss=2.0)
+        with pytest.raises(RuntimeError, match="is a copy"):
+            second.end_epoch()
+        assert second["loss"].tolist() == [1.0]
+        second.close()
+        del second
+        history.log(loss=3.0)
+    assert History.read(tmp_path / "a.jsonl")["loss"].tolist() == [1.0, 3.0]
+    kept = History()
+    kept.log(loss=1.0)
+    second = duplicate(kept)
+    second.log(loss=2.0)
+    assert (kept["loss"].tolist(), second["loss"].tolist(), second.steps.tolist()) == ([1.0], [1.0, 2.0], [0, 1])
 
 
 def test_ten_million_steps_fit_into_memory():
@@ -447,6 +471,18 @@ def test_one_history_a_file(tmp_path):
                 History(path)
             assert "is being written by a History" in succeed(program, path)
         assert succeed(program, path) == ""
+
+
+def test_one_history_a_sink(tmp_path):
+    sink = JSONLines(tmp_path / "a.jsonl")
+    with History(sink) as history:
+        with pytest.raises(ValueError, match="a sink belongs to one History"):
+            History(sink)
+        history.log(loss=1.0)
+        with pytest.raises(ValueError, match="a sink belongs to one History"):
+            History(*[Console()] * 2)
+    with History(sink) as again:
+        assert again.step == 1
 
 
 def test_a_forked_child_cannot_log_and_writes_nothing(tmp_path):

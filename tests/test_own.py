@@ -733,7 +733,10 @@ def test_a_bad_label_writes_nothing():
 def test_arguments_of_kernel():
     for arguments, options, error, message in (
         (("huber", "float16"), {}, TypeError, "`dtype` must be float32 or float64"),
-        (("ctc",), {}, TypeError, "must be a pointwise or rowwise loss"),
+        (("huber", None), {}, TypeError, "`dtype` must be float32 or float64"),
+        (("huber", "no dtype"), {}, TypeError, "`dtype` must be float32 or float64"),
+        (("ctc",), {}, TypeError, "must be a pointwise or rowwise loss, which CTC is not; these are: mean_squared"),
+        ((None,), {}, TypeError, "`loss` must be a loss"),
         (("CTC",), {}, TypeError, "must be a pointwise or rowwise loss"),
         (("hubre",), {}, ValueError, "did you mean"),
         ((losses.Huber(),), {"delta": 2.0}, TypeError, "options are for losses given by name"),
@@ -888,7 +891,34 @@ def test_parameters_of_own_losses_cannot_be_changed():
     loss = losses.from_function(lambda y, p, a: a * (p - y) ** 2, a=2.0)
     with pytest.raises(AttributeError, match="`a` of a loss cannot be changed"):
         loss.a = 5.0
+    with pytest.raises(TypeError, match="item assignment"):
+        loss.params["a"] = 5.0
     assert loss([[0.0]], [[1.0]]) == 2
+    assert (loss.a, loss.params, pickle.loads(pickle.dumps(loss)).params) == (2.0, {"a": 2.0}, {"a": 2.0})
+
+
+@pytest.mark.parametrize("name", ["name", "dtype", "reduction", "per_sample", "function", "bind", "params"])
+def test_parameters_that_would_hide_behind_the_loss(name):
+    said = f"'{name}' cannot be the name of a parameter"
+    space = {}
+    exec(f"def function(y, p, {name}): return {name} * p", space)
+    for given in ({}, {name: 2.0} if name != "function" else {}):
+        with pytest.raises(ValueError, match=said):
+            losses.from_function(space["function"], **given)
+    with pytest.raises(ValueError, match=said):
+        losses.ExpressionLoss(f"{name} * p", {name: 2.0})
+    with pytest.raises(ValueError, match=said):
+        losses.from_kernel(fastloss.pointwise(params=(name,))(lambda xp: None))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda y, p: p / p + p, lambda y, p: (p - y) / (p - y) * p, lambda y, p: 0 * y + p, lambda y, p: p + (y - y)],
+)
+def test_terms_that_cancel_are_refused(function):
+    """SymPy takes x / x for 1 and x - x for 0, also where x is NaN."""
+    with pytest.raises(TraceError, match=r"a term that cancels.*in line \d+"):
+        losses.from_function(function)
 
 
 def test_arrays_beside_symbols():

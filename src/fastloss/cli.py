@@ -237,10 +237,13 @@ def losses(
     rows: dict[str, Any] = {**LOSSES, **BATCH_LOSSES}
     if name is not None:
         try:
-            typer.echo(inspect.getdoc(type(identifiers.instance(name))))
-        except (TypeError, ValueError) as error:
+            found = rows[name].cls if name in rows else identifiers.class_of(identifiers.find(name))
+        except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="'NAME'") from None
+        typer.echo(inspect.getdoc(found))
         return
+    # One without a function is known by its class alone.
+    rows = {key if row.function else row.cls.__name__: row for key, row in rows.items()}
     width = max(map(len, rows))
     for key in sorted(rows):
         options = inspect.signature(rows[key].cls).parameters.values()

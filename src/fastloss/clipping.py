@@ -1,12 +1,14 @@
 """Clipping gradients by value and by norm, with the semantics of the optimizers of Keras.
 
 A norm takes one pass that reads. A second pass scales, only where a norm is too large; what is within bounds is copied,
-or, in place, left alone. Squares are summed in float64, so in float32 a norm is infinite only if an element is (in
-float64 also beyond 1e154), and its bits do not depend on the number of threads.
+or, in place, left alone. Squares are summed in float64, and the bits of a norm do not depend on the number of threads.
+Where the squares of float64 gradients overflow or underflow, they are summed once more, scaled by a power of two.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any
 
@@ -47,7 +49,7 @@ def clip_by_value(gradients: Any, clipvalue: float, *, out: Any = None, n_thread
 
     Notes
     -----
-    NaN stays NaN; infinity becomes ``clipvalue``, with its sign.
+    NaN stays NaN; infinity becomes ``clipvalue``, with its sign, or the largest number of its dtype if that is smaller.
 
     References
     ----------
@@ -63,7 +65,8 @@ def clip_by_value(gradients: Any, clipvalue: float, *, out: Any = None, n_thread
     limit = options.positive("clipvalue", clipvalue)
     clip = _Clip(gradients, out, n_threads)
     for array, target in clip.pairs:
-        single.run(kernels.clip, array, target, (limit,), dtype=_compute(array), n_threads=clip.n_threads)
+        bound = min(limit, _largest(array.dtype))
+        single.run(kernels.clip, array, target, (bound,), dtype=_compute(array), n_threads=clip.n_threads)
     return clip.deliver()
 
 
@@ -108,8 +111,7 @@ def clip_by_norm(gradients: Any, clipnorm: float, *, out: Any = None, n_threads:
     limit = options.positive("clipnorm", clipnorm)
     clip = _Clip(gradients, out, n_threads)
     for array, target in clip.pairs:
-        norm = math.sqrt(_squares(array, clip.n_threads))
-        _scale(array, target, limit / norm if not norm <= limit else 1.0, clip.n_threads)
+        _scale(array, target, _shrink(limit, *_norm([array], clip.n_threads)), clip.n_threads)
     return clip.deliver()
 
 
@@ -132,7 +134,7 @@ def clip_by_global_norm(
     gradients : numpy.ndarray, or list, tuple or dict of them
         New arrays, or `out`.
     norm : float
-        The norm before clipping: the history that `fastloss.diagnose` reads.
+        The norm before clipping: the history that `fastloss.diagnose` reads. Beyond 1.8e308 it is infinite.
 
     Raises
     ------
@@ -142,7 +144,7 @@ def clip_by_global_norm(
     Notes
     -----
     If any element is NaN or infinite, so is the norm, and all gradients become NaN, as in Keras: a step that would be
-    wrong is not taken half.
+    wrong is not taken half. Gradients of finite elements are clipped to finite ones, whatever their norm.
 
     References
     ----------
@@ -157,16 +159,11 @@ def clip_by_global_norm(
     """
     limit = options.positive("clipnorm", clipnorm)
     clip = _Clip(gradients, out, n_threads)
-    total = 0.0
-    for array, _ in clip.pairs:
-        total += _squares(array, clip.n_threads)
-    norm = math.sqrt(total)
-    factor = 1.0
-    if not norm <= limit:
-        factor = limit / norm if math.isfinite(norm) else math.nan
+    size, exponent = _norm([array for array, _ in clip.pairs], clip.n_threads)
+    factor = _shrink(limit, size, exponent) if math.isfinite(size) else math.nan
     for array, target in clip.pairs:
         _scale(array, target, factor, clip.n_threads)
-    return clip.deliver(), norm
+    return clip.deliver(), _power(size, exponent)
 
 
 class _Clip:
@@ -197,11 +194,13 @@ class _Clip:
                 continue
             if place is not None:
                 arrays.check_out(place, array, array.dtype, {}, "gradients")
-                # Where a gradient is its own place, no other can be touched that was not overlapped before.
+                # Of gradients that are their own places, `_check_in_place` sees to it.
                 others = [] if place is gradient else [*given[:k], *given[k + 1 :], *outs[:k]]
                 if any(other is not None and np.may_share_memory(place, other) for other in others):
                     raise ValueError("`out` must not overlap other gradients, nor itself")
             self._add(array, place)
+        if self._several and out is not None:
+            _check_in_place([place for place, gradient in zip(outs, given, strict=True) if place is gradient])
 
     def _add(self, array: Array, place: Array | None) -> None:
         """Arrays that a kernel cannot walk are copied; the result then goes where it belongs in `deliver`."""
@@ -230,18 +229,70 @@ class _Clip:
         return rebuild(self._gradients, lambda _: next(values))
 
 
+def _check_in_place(places: list[Array | None]) -> None:
+    """Refuse memory that would be scaled twice."""
+    found = [place for place in places if place is not None]
+    again = len({id(array) for array in found}) < len(found)
+    if not again and any(array.base is not None for array in found):
+        solid = (array for array in found if array.flags.c_contiguous and array.size)
+        spans = sorted((array.__array_interface__["data"][0], array.nbytes) for array in solid)
+        again = any(start + size > then for (start, size), (then, _) in itertools.pairwise(spans))
+    if again:
+        raise ValueError("`out` must not overlap other gradients, nor itself")
+
+
 def _compute(array: Array) -> str:
     return "f8" if array.dtype == np.float64 else "f4"
 
 
-def _squares(array: Array, n_threads: int | None) -> float:
-    """The sum of squares."""
-    return single.run(kernels.half_square, array, None, dtype="f8", value_scale=2.0, n_threads=n_threads)
+@functools.cache
+def _largest(dtype: Any) -> float:
+    """The largest finite number of a dtype."""
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).max)
+    import ml_dtypes  # who has bfloat16 arrays has it
+
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def _norm(gradients: list[Array], n_threads: int | None) -> tuple[float, int]:
+    """The Euclidean norm of several arrays together: a number, and the exponent of the power of two it is times."""
+    total = sum(
+        single.run(kernels.half_square, array, None, dtype="f8", value_scale=2.0, n_threads=n_threads)
+        for array in gradients
+    )
+    doubles = any(array.dtype == np.float64 for array in gradients)
+    # Squares that underflowed are lost in the rounding of a total from 1e-290 on.
+    if not doubles or 1e-290 < total < math.inf:
+        return math.sqrt(total), 0
+    largest = max((float(np.max(np.abs(array))) for array in gradients if array.size), default=0.0)
+    if not 0 < largest < math.inf:
+        return math.sqrt(total), 0
+    exponent = math.frexp(largest)[1]
+    total = sum(float(np.sum(np.square(np.ldexp(array.astype(np.float64), -exponent)))) for array in gradients)
+    return math.sqrt(total), exponent
+
+
+def _power(number: float, exponent: int) -> float:
+    """A number times a power of two, infinite where it is too large."""
+    try:
+        return math.ldexp(number, exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _shrink(limit: float, size: float, exponent: int) -> float:
+    """What gradients of this norm are to be multiplied by, 1 if they are within the limit."""
+    bound = _power(limit, -exponent)
+    return 1.0 if size <= bound else _power(limit / size, -exponent)
 
 
 def _scale(array: Array, target: Array, factor: float, n_threads: int | None) -> None:
     """Write `array` times `factor` to `target`; nothing, if that is where it is."""
     if factor != 1.0:
-        single.run(kernels.half_square, array, target, dtype=_compute(array), grad_scale=factor, n_threads=n_threads)
+        # A factor that float32 does not hold to all its digits is one of float64 arithmetic.
+        small = 0 < factor < float(np.finfo(np.float32).tiny)
+        dtype = "f8" if small else _compute(array)
+        single.run(kernels.half_square, array, target, dtype=dtype, grad_scale=factor, n_threads=n_threads)
     elif target is not array:
         target[...] = array

@@ -30,6 +30,9 @@ WRONG = 1e-2
 CLEARLY = 0.05
 """The share of elements outside [0, 1] from which on predictions are taken for logits."""
 
+ENOUGH = 8
+"""So many logits of single elements do not all lie in [0, 1] by chance."""
+
 _ORDER = {"error": 0, "warning": 1}
 
 
@@ -152,12 +155,12 @@ def diagnose(
       shows ``value-not-finite`` and ``gradient-not-finite``.
     * of probabilities: ``logits-as-probabilities``, ``probability-out-of-range``, ``rows-not-normalised``,
       ``dead-gradient`` (on or beyond a clip's border, where nothing is learnt);
-      from logits ``probabilities-as-logits``.
+      from logits ``probabilities-as-logits`` (rows that sum to 1, or 8 elements and more in [0, 1]).
     * of classes: ``label-out-of-range``, ``target-out-of-range``, ``target-rows-not-normalised``; of hinges
       ``target-not-a-sign``; of pairs ``target-not-binary``.
     * mean absolute percentage error: ``zero-target``; mean squared logarithmic error: ``negative-value``; Poisson:
       ``negative-prediction``, ``negative-target``.
-    * of errors: ``unscaled-data``.
+    * of errors: ``unscaled-data``, of targets; what goes into the model is not seen here.
     * with `history`: ``norm-not-finite``, ``exploding-gradients``.
 
     Examples
@@ -243,18 +246,15 @@ class _Examination(_Findings):
 
     def counted(self, shape: tuple[int, ...]) -> Array:
         """Which elements of an array with this shape the mask leaves in."""
-        if self.mask is None:
+        found = numerics.counted(self.mask, shape, self.option("axis", -1))
+        if found is not None:
+            return found
+        if self.mask is None or shape != self.p.shape:  # targets that broadcast
             return np.ones(shape, bool)
-        mask = self.mask
-        while mask.ndim > len(shape) and mask.shape[-1] == 1:
-            mask = mask[..., 0]
-        try:
-            return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
-        except ValueError:
-            raise ValueError(
-                f"`mask` must have the shape of the per-sample losses, got shape {self.mask.shape} for an array of "
-                f"shape {shape}"
-            ) from None
+        raise ValueError(
+            f"`mask` must have the shape of the per-sample losses, got shape {self.mask.shape} for an array of shape "
+            f"{shape}"
+        )
 
     def usable(self, array: Array) -> Array:
         """Which elements are finite and left in."""
@@ -357,8 +357,9 @@ class _Examination(_Findings):
         outside = usable & ((p < -slack) | (p > 1 + slack))
         rows = self._rows(p)
         if self.option("from_logits", False):
-            inside = usable.any() and not outside.any() and np.count_nonzero(usable) >= 8 and np.ptp(p[usable]) > 0
-            if inside and (rows is None or (np.abs(rows[0][rows[1]] - 1) < 1e-2).all()):
+            inside = usable.any() and not outside.any() and np.ptp(p[usable]) > 0
+            chance = np.count_nonzero(usable) < ENOUGH if rows is None else (np.abs(rows[0][rows[1]] - 1) > 1e-2).any()
+            if inside and not chance:
                 self.add(
                     "probabilities-as-logits",
                     "warning",

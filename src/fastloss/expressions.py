@@ -179,6 +179,8 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "sqrt": sympy.sqrt,
     **{name: function for function, name in _NAMES.items()},
 }
+_CANCELLING = ("add", "subtract", "multiply", "divide")
+"""Where SymPy knows results that NaN, infinity and 0 do not have: x - x and 0·x are 0, and x/x is 1."""
 _CONDITIONS: dict[str, Callable[..., Any]] = {
     "greater": Greater,
     "greater_equal": GreaterEqual,
@@ -226,7 +228,13 @@ class Trace:
             atoms = [_condition(condition), *(self._number(branch) for branch in branches)]
         else:
             atoms = [self._number(operand) for operand in operands]
-        return Scalar(self, self.name(_NUMBERS[operation](*atoms)))
+        result = _NUMBERS[operation](*atoms)
+        if operation in _CANCELLING and any(atom.free_symbols - result.free_symbols for atom in atoms):
+            refuse(
+                f"a term that cancels, as x - x, x / x and 0 * x do (this one is {result})",
+                "of NaN, infinity or a divisor of 0 it is NaN; leave it out, or make a factor 0 a parameter",
+            )
+        return Scalar(self, self.name(result))
 
     def _number(self, operand: Any) -> Any:
         if isinstance(operand, Scalar):
@@ -355,8 +363,8 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-def parameter_names(function: Callable[..., Any], given: Iterable[str]) -> dict[str, Any]:
-    """The parameters of a function beyond target and prediction, with their defaults; those `given` need none."""
+def parameter_names(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a function beyond target and prediction, with their defaults."""
     try:
         arguments = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -369,14 +377,18 @@ def parameter_names(function: Callable[..., Any], given: Iterable[str]) -> dict[
     for argument in arguments[2:]:
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD, argument.POSITIONAL_ONLY):
             raise TypeError(f"`function` must name its parameters, and take them by name: got {argument}")
-    found = {argument.name: argument.default for argument in arguments[2:]}
+    return {argument.name: argument.default for argument in arguments[2:]}
+
+
+def with_defaults(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given, and the defaults of the other parameters."""
     unknown = sorted(set(given) - set(found))
     if unknown:
         raise TypeError(f"`function` has no parameter {unknown[0]!r}; it has {', '.join(found) or 'none'}")
-    missing = [name for name, default in found.items() if default is inspect.Parameter.empty and name not in set(given)]
+    missing = [name for name, default in found.items() if default is inspect.Parameter.empty and name not in given]
     if missing:
         raise TypeError(f"`function` needs a value of its parameter {missing[0]!r}: pass {missing[0]}=...")
-    return {name: default for name, default in found.items() if name not in set(given)}
+    return {**{name: default for name, default in found.items() if name not in given}, **given}
 
 
 # ---- derivatives ----------------------------------------------------------------------------------------------------

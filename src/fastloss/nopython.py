@@ -16,13 +16,15 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
 
     Parameters
     ----------
-    loss : str or Loss
-        The identifier of a pointwise or rowwise loss (``"huber"``, ``"binary_crossentropy"``, ...), the name of its
-        class, or a loss: also one of `fastloss.losses.from_function` and `fastloss.losses.from_kernel`.
+    loss : str, dict, type, callable or Loss
+        The identifier of a pointwise or rowwise loss (``"huber"``, ``"binary_crossentropy"``, ...), its class or the
+        name of that, its function handle, a config, or a loss: also one of `fastloss.losses.from_function` and
+        `fastloss.losses.from_kernel`.
     dtype : {"float32", "float64"}
         The dtype that is computed in.
     **options
-        The loss's own, such as ``delta=2.0`` or ``from_logits=True``, and ``reduction``. Only where `loss` is a name.
+        The loss's own, such as ``delta=2.0`` or ``from_logits=True``, and ``reduction``. Only where `loss` has none of
+        its own.
 
     Returns
     -------
@@ -79,18 +81,25 @@ def kernel(loss: Any, dtype: Any = "float32", **options: Any) -> Any:
     """
     from fastloss.engine import nopython
 
-    name = np.dtype(dtype).name
+    try:
+        name = None if dtype is None else np.dtype(dtype).name
+    except TypeError:
+        name = None
     if name not in ("float32", "float64"):
         raise TypeError(f"`dtype` must be float32 or float64, got {dtype!r}")
     return nopython.function(_form(_loss(loss, options), np.dtype(name)))
 
 
 def _loss(loss: Any, options: dict[str, Any]) -> KernelLoss:
-    if isinstance(loss, str) or options:
-        loss = find_loss(loss, options)
-    if not isinstance(loss, KernelLoss):
-        raise TypeError(f"`loss` must be a pointwise or rowwise loss or the name of one, got {loss!r}")
-    return loss
+    found = find_loss(loss, options)
+    if not isinstance(found, KernelLoss):
+        from fastloss.registry import LOSSES
+
+        raise TypeError(
+            f"`loss` must be a pointwise or rowwise loss, which {type(found).__name__} is not; these are: "
+            f"{', '.join(LOSSES)}, and those of from_function and from_kernel"
+        )
+    return found
 
 
 def _form(loss: KernelLoss, dtype: np.dtype[Any]) -> Form:

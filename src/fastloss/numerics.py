@@ -96,13 +96,15 @@ def report(
     results = {"value": value, "gradient": gradient, "Hessian": hessian}
     names = [name for name, result in results.items() if result is not None and not all_finite(np.asarray(result))]
     y, p = arrays.to_array("y_true", y_true), arrays.to_array("y_pred", y_pred)
+    valid = None if loss.coupled else arrays.mask_of(mask, y_pred)
+    axis = loss._options.get("axis", -1)
     if gradient is not None and np.may_share_memory(gradient, p):
         bad = ~np.isfinite(gradient)
         causes = ["`out` has overwritten `y_pred`"]
     else:
         bad = _bad_samples(loss, (y_true, y_pred, sample_weight), mask, class_weight, extras, gradient)
-        causes = [f"`y_pred` has {text}" for text in describe(p)]
-    causes += [f"`y_true` has {text}" for text in describe(y)]
+        causes = [f"`y_pred` has {text}" for text in describe(p, counted(valid, p.shape, axis))]
+    causes += [f"`y_true` has {text}" for text in describe(y, counted(valid, y.shape, axis))]
     if sample_weight is not None:
         weight = arrays.to_array("sample_weight", sample_weight)
         causes += [f"`sample_weight` has {text}" for text in describe(weight)]
@@ -114,7 +116,7 @@ def report(
     message = f"{' and '.join(names)} of {loss.name} not finite: {'; '.join(causes)} (fastloss.diagnose says more)"
     if action == "raise":
         raise NumericsError(message, samples)
-    warnings.warn(message, NumericsWarning, stacklevel=5)
+    warnings.warn(message, NumericsWarning, stacklevel=settings.outside())
 
 
 def _bad_samples(
@@ -137,10 +139,34 @@ def not_finite(array: Array) -> Iterator[tuple[str, Array]]:
             yield name, bad
 
 
-def describe(array: Array) -> Iterator[str]:
-    """The same in words."""
+def describe(array: Array, among: Array | None = None) -> Iterator[str]:
+    """The same in words, of those elements that are `among` those looked at."""
     for name, bad in not_finite(array):
-        yield f"{np.count_nonzero(bad)} {name} of {bad.size}, first at {shown(first(bad))}"
+        found = bad if among is None else bad & among
+        if found.any():
+            yield f"{np.count_nonzero(found)} {name} of {found.size}, first at {shown(first(found))}"
+
+
+def counted(mask: Array | None, shape: tuple[int, ...], axis: Any) -> Array | None:
+    """Which elements of an array a mask leaves in, whose samples have their elements on an axis, or several.
+
+    None if the mask has not a shape that losses of such an array can have.
+    """
+    if mask is None:
+        return np.ones(shape, bool)
+    rank = len(shape)
+    wanted = range(rank) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    inner = {i % rank for i in wanted} if rank else set()
+    if mask.ndim and mask.shape == (*(n for i, n in enumerate(shape) if i not in inner), 1):
+        mask = mask[..., 0]
+    while mask.ndim > rank and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    if len(inner) == rank - mask.ndim:
+        mask = np.expand_dims(mask, tuple(inner))
+    try:
+        return np.broadcast_to(mask.reshape(mask.shape + (1,) * (rank - mask.ndim)), shape)
+    except ValueError:
+        return None
 
 
 def first(bad: Array, count: int = SHOWN) -> list[tuple[int, ...]]:

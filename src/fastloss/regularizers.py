@@ -268,8 +268,9 @@ def get(identifier: Any) -> Any:
         return None
     if isinstance(identifier, (str, dict)):
         return deserialize(identifier)
-    if callable(identifier):
-        return identifier() if inspect.isclass(identifier) else identifier
+    found = identifier() if inspect.isclass(identifier) else identifier
+    if callable(found):
+        return found
     raise ValueError(f"Could not interpret regularizer identifier: {identifier!r}")
 
 
@@ -334,4 +335,7 @@ def deserialize(config: Any) -> L1L2:
             f"Could not interpret regularizer identifier: {config!r}; expected one of {', '.join(_KNOWN)}, or a dict "
             "with `class_name` and `config`"
         )
-    return _KNOWN[name].from_config(arguments)
+    try:
+        return _KNOWN[name].from_config(arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Could not interpret regularizer identifier: {config!r}; {error}") from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 _POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 """Compute dtypes of Keras's policies that are no dtypes themselves."""
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 _floatx: str | None = None
 
@@ -100,6 +104,14 @@ def set_check_numerics(action: str | None) -> None:
     """
     global _check_numerics
     _check_numerics = check_action("action", action)
+
+
+def outside() -> int:
+    """The ``stacklevel`` with which a warning of the caller's names the line outside of this package that led to it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def get_check_numerics() -> str | None:

@@ -364,7 +364,10 @@ def replace(text: str, mark: str, new: str) -> str:
 def losses_table() -> str:
     """All losses with their formulas, in Markdown."""
     registered: dict[str, Row | BatchRow] = {**LOSSES, **BATCH_LOSSES}
-    rows = [f"| `{name}` | `{row.cls.__name__}` | {row.formula} |" for name, row in registered.items()]
+    rows = [
+        f"| {f'`{name}`' if row.function else '–'} | `{row.cls.__name__}` | {row.formula} |"
+        for name, row in registered.items()
+    ]
     return "\n".join(["| identifier | class | loss of a sample |", "|---|---|---|", *rows])
 
 

@@ -54,9 +54,11 @@ def available() -> int:
 
 def check(n_threads: Any) -> int:
     """`n_threads` as a positive int, at most what is available."""
-    if isinstance(n_threads, bool) or not hasattr(n_threads, "__index__"):
-        raise TypeError(f"`n_threads` must be a positive integer or None, got {n_threads!r}")
-    n = operator.index(n_threads)
+    wanted: Any = None if isinstance(n_threads, bool) else n_threads
+    try:
+        n = operator.index(wanted)
+    except TypeError:
+        raise TypeError(f"`n_threads` must be a positive integer or None, got {n_threads!r}") from None
     if n < 1:
         raise ValueError(f"`n_threads` must be at least 1, got {n}")
     return min(n, available())

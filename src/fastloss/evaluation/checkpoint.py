@@ -53,7 +53,7 @@ class Checkpoint:
                 ]
         except _OtherTaskError as error:
             raise ValueError(str(error)) from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (TypeError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"`checkpoint`: {self.path} is no checkpoint of an evaluation: {error}") from error
         return State(readings), Encoder(about["labels"]), about["finished"]
 

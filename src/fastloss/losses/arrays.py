@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,9 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
     if value is None:
         raise TypeError(f"`{argument}` must be an array or what becomes one, got None")
     if isinstance(value, np.ma.MaskedArray):
+        further = ", and the valid samples as `mask=`" if argument in ("y_true", "y_pred", "sample_weight") else ""
         raise TypeError(
-            f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`, and the valid "
-            "samples as `mask=`"
+            f"`{argument}` is a numpy.ma.MaskedArray, whose mask would be lost: pass `{argument}.data`{further}"
         )
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"`{argument}` is a sparse matrix; pass a dense array: `{argument}.toarray()`")
@@ -66,8 +67,9 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
         dtype = None if is_array(value) else default
         try:
             array = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"`{argument}` cannot be read as an array of numbers: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"`{argument}` cannot be read as an array of numbers: {error}") from error
     else:
         array = np.from_dlpack(value)
     array = array.view(np.ndarray)
@@ -78,6 +80,18 @@ def to_array(argument: str, value: Any, default: np.dtype[Any] | None = None) ->
             f"`{argument}` must hold real numbers (booleans, integers or floats of at most 64 bits), got {array.dtype}"
         )
     return array
+
+
+def mask_of(mask: Any, y_pred: Any) -> Array | None:
+    """A mask as an array of booleans; it may come as an attribute of the predictions, as Keras passes it on."""
+    if mask is None:
+        mask = getattr(y_pred, "_keras_mask", None)
+    if mask is None:
+        return None
+    valid = to_array("mask", mask)
+    if valid.dtype.kind not in "bui":
+        raise TypeError(f"`mask` must be boolean, got {valid.dtype}; pass weights as `sample_weight`")
+    return valid.astype(bool, copy=False)
 
 
 def compute_dtypes(own: str | None, y_pred: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -121,6 +135,21 @@ def gradient_dtype(y_pred: Any, p: Array, result: np.dtype[Any]) -> np.dtype[Any
     return p.dtype if is_array(y_pred) and is_float(p) else result
 
 
+def zeros(shape_argument: str, shape: Any, dtype_argument: str, dtype: Any) -> Array:
+    """An array of zeros of a user's shape and dtype, with errors that name these arguments."""
+    try:
+        kind = np.dtype(dtype) if dtype is not None else None
+    except TypeError:
+        kind = None
+    if kind is None or storage.code(kind.newbyteorder("=")) is None:
+        raise TypeError(f"`{dtype_argument}` must be a dtype of real numbers, got {dtype!r}")
+    try:
+        sizes = tuple(operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+        return np.zeros(sizes, kind)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{shape_argument}` must be an integer or a tuple of them, got {shape!r}") from None
+
+
 def contiguous(array: Array) -> Array:
     """The array itself if a kernel can walk it (C order, aligned), else a copy."""
     return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
@@ -143,6 +172,8 @@ def check_out(
         raise ValueError(f"`out` must have the gradient's dtype, {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("`out` must be writable, got a read-only array")
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)) and out.size:
+        raise ValueError(f"`out` must not overlap itself, got strides {out.strides}")
     itself = out.strides == p.strides and out.ctypes.data == p.ctypes.data
     if not itself and np.may_share_memory(out, p):
         raise ValueError(f"`out` must not overlap `{argument}`, unless it is `{argument}` itself")

@@ -76,7 +76,7 @@ class Loss:
     ValueError
         If `reduction` is none of these.
     TypeError
-        If `dtype` is no floating dtype.
+        If `dtype` is no floating dtype, or `name` no text.
 
     Examples
     --------
@@ -103,6 +103,8 @@ class Loss:
     ) -> None:
         self._options: dict[str, Any] = {}
         self._check_numerics: str | None = None
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"`name` must be text or None, got {name!r}")
         self.name = name or snake_case(type(self).__name__)
         self._reduction = reductions.check_reduction(reduction, self.accepts_auto)
         self._dtype = float_name("dtype", dtype)
@@ -323,6 +325,11 @@ class Loss:
         BoundLoss
             ``step(y_true, y_pred) -> (value, gradient)``, whose gradient is written to a buffer of its own.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is no shape or no dtype, or the loss does not take arrays like these.
+
         Examples
         --------
         >>> import numpy as np
@@ -332,10 +339,13 @@ class Loss:
         >>> print(value, grad.tolist(), grad is step.gradient)
         1.0 [[0.5, 0.5], [0.5, 0.5]] True
         """
-        y_pred = np.empty(shape, dtype)
+        y_pred = arrays.zeros("shape", shape, "dtype", dtype)
         like, kind = self._targets_like(y_pred)
-        y_true = np.zeros(
-            like if y_true_shape is None else y_true_shape, kind if y_true_dtype is None else y_true_dtype
+        y_true = arrays.zeros(
+            "y_true_shape",
+            like if y_true_shape is None else y_true_shape,
+            "y_true_dtype",
+            kind if y_true_dtype is None else y_true_dtype,
         )
         return self._bind(y_true, y_pred, weighted, n_threads)
 
@@ -412,19 +422,19 @@ class Loss:
                 labels = self._labels(y, shape)
                 weights = times(reductions.class_weights(class_weight, labels, compute), weight)
             if counted is not None:
-                mask = counted if valid is None else np.logical_and(*arrays.match_ranks(valid, counted))
+                mask = both(valid, counted)
             return reductions.resolve(shape, self._reduction, weights, mask, upstream, compute)
 
         goal = Goal(compute, gradient, out, resolve)
         losses, reduction, found = self._run(y, p, valid, outputs, n_threads, goal, **extras)
         with np.errstate(invalid="ignore", over="ignore"):  # infinite losses, as silently as in compiled code
             value = reductions.reduce(losses.astype(compute, copy=False), reduction).astype(result)
-        if found is not None:
-            found = found.reshape(predictions.shape).astype(gradient, copy=False)
-            if out is not None:
-                if found is not out:
-                    out[...] = found
-                found = out
+            if found is not None:
+                found = found.reshape(predictions.shape).astype(gradient, copy=False)
+        if found is not None and out is not None:
+            if found is not out:
+                out[...] = found
+            found = out
         if self._check_numerics or settings._check_numerics:
             results = (value, found, None)
             numerics.check(self, results, y_true, y_pred, sample_weight, mask, class_weight, upstream, extras)
@@ -679,7 +689,7 @@ class KernelLoss(Loss):
             flat=self._reduction not in ("none", None) and weight is valid is class_weight is None,
         )
         if layout.valid is not None:
-            valid = layout.valid if valid is None else np.logical_and(*arrays.match_ranks(valid, layout.valid))
+            valid = both(valid, layout.valid)
         if class_weight is not None:
             weight = times(reductions.class_weights(class_weight, layout.labels(), compute), weight)
         shape = layout.shape
@@ -711,16 +721,22 @@ class Call(NamedTuple):
 def weight_and_mask(
     sample_weight: Any, mask: Any, y_pred: Any, dtype: np.dtype[Any]
 ) -> tuple[Array | None, Array | None]:
-    """Weights and mask as arrays; the mask may come as an attribute of the predictions, as Keras passes it on."""
+    """Weights and mask as arrays."""
     weight = None if sample_weight is None else arrays.to_array("sample_weight", sample_weight, dtype)
+    return weight, arrays.mask_of(mask, y_pred)
+
+
+def both(mask: Array | None, counted: Array) -> Array:
+    """What a mask leaves in of the samples that count by the loss's own rule."""
     if mask is None:
-        mask = getattr(y_pred, "_keras_mask", None)
-    if mask is None:
-        return weight, None
-    valid = arrays.to_array("mask", mask)
-    if valid.dtype.kind not in "bui":
-        raise TypeError(f"`mask` must be boolean, got {valid.dtype}; pass weights as `sample_weight`")
-    return weight, valid.astype(bool, copy=False)
+        return counted
+    a, b = arrays.match_ranks(mask, counted)
+    try:
+        return np.logical_and(a, b)
+    except ValueError:
+        raise ValueError(
+            f"`mask` must have the shape of the per-sample losses, {counted.shape}, got shape {mask.shape}"
+        ) from None
 
 
 def times(a: Array, b: Array | None) -> Array:

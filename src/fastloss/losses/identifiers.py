@@ -72,8 +72,9 @@ def get(identifier: Any) -> Any:
         return None
     if isinstance(identifier, (dict, str)):
         return deserialize(identifier)
-    if callable(identifier):
-        return identifier() if inspect.isclass(identifier) else identifier
+    found = identifier() if inspect.isclass(identifier) else identifier
+    if callable(found):
+        return found
     raise ValueError(f"Could not interpret loss identifier: {identifier!r}")
 
 

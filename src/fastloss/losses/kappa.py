@@ -123,18 +123,18 @@ class WeightedKappaLoss(Loss):
         labels = np.empty((samples, 1), dtype)
         targets, predictions = np.zeros(self.num_classes), np.zeros(self.num_classes)
         seen = 0.0
-        for rows in self._blocks(samples):
-            block = y[rows].astype(dtype, copy=False)
-            np.matmul(block, classes[:, None], out=labels[rows])
-            targets += block.sum(axis=0, dtype=np.float64)
-            predictions += p[rows].sum(axis=0, dtype=np.float64)
-            weights = self._weights(labels[rows], classes)
-            weights *= p[rows]
-            seen += weights.sum(dtype=np.float64)
-        exact = np.arange(self.num_classes, dtype=np.float64)
-        expected = targets @ self._weights(exact[:, None], exact) / samples
-        chance = expected @ predictions
         with np.errstate(all="ignore"):
+            for rows in self._blocks(samples):
+                block = y[rows].astype(dtype, copy=False)
+                np.matmul(block, classes[:, None], out=labels[rows])
+                targets += block.sum(axis=0, dtype=np.float64)
+                predictions += p[rows].sum(axis=0, dtype=np.float64)
+                weights = self._weights(labels[rows], classes)
+                weights *= p[rows]
+                seen += weights.sum(dtype=np.float64)
+            exact = np.arange(self.num_classes, dtype=np.float64)
+            expected = targets @ self._weights(exact[:, None], exact) / samples
+            chance = expected @ predictions
             ratio = seen / chance if chance != 0 else 0.0
             loss = np.log(np.float64(ratio + self.epsilon))
         if not outputs:

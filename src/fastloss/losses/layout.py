@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastloss import settings
 from fastloss.losses.arrays import Array, match_ranks
 
 
@@ -136,7 +137,7 @@ def dense_classes(y: Array, p: Array, axis: int, loss: str | None) -> Layout:
             f"num_classes > 1. Received: y_pred.shape={p.shape}. Consider using 'binary_crossentropy' if you only have "
             "2 classes.",
             SyntaxWarning,
-            stacklevel=5,
+            stacklevel=settings.outside(),
         )
     matched = p.shape
     if order is not None:

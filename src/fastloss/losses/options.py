@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,13 @@ def number(name: str, value: Any) -> float:
     """A finite real number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}` must be a number, got {value!r}")
-    if not np.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}")
-    return float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an integer
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(f"`{name}` must be finite, got {result}")
+    return result
 
 
 def non_negative(name: str, value: Any) -> float:

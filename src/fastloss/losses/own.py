@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,34 @@ def _parameters(name: str, values: Any) -> dict[str, float]:
         return {}
     if not isinstance(values, Mapping):
         raise TypeError(f"`{name}` must be a dict of numbers by name, got {values!r}")
-    return {str(key): options.number(str(key), value) for key, value in values.items()}
+    _check_names(values)
+    return {key: options.number(key, value) for key, value in values.items()}
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    """Refuse names of parameters that are taken: each parameter is an attribute, and an argument of `from_function`."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"`params` must have names as its keys, got {name!r}")
+        taken = name in ("name", "function") or any(hasattr(owner, name) for owner in (ExpressionLoss, OwnKernelLoss))
+        if taken or name.startswith("_"):
+            raise ValueError(
+                f"{name!r} cannot be the name of a parameter: losses have arguments and attributes so named"
+            )
+
+
+class _Parameters(Option[dict[str, float]]):
+    """Parameters that cannot be changed through what is read, either."""
+
+    def __get__(self, loss: Any, owner: type) -> Any:
+        found = super().__get__(loss, owner)
+        return found if loss is None else MappingProxyType(found)
 
 
 class _OwnLoss(KernelLoss):
     """What losses of expressions and of kernels have in common."""
 
-    params = Option(_parameters)
+    params = _Parameters(_parameters)
 
     def __getattr__(self, name: str) -> Any:
         # A parameter is an attribute, as `delta` is one of Huber's.
@@ -91,7 +112,8 @@ class ExpressionLoss(_OwnLoss):
     Raises
     ------
     ValueError
-        If the expression holds anything else, or does not depend on ``p``. It is parsed, never executed.
+        If the expression holds anything else, or does not depend on ``p``, or a parameter has a name that is taken. It
+        is parsed, never executed.
     ModuleNotFoundError
         If SymPy is missing: ``pip install 'fastloss[expressions]'``.
 
@@ -179,6 +201,8 @@ def from_function(
         If the function does what cannot be traced; the message has the construct, its line, and what to write instead.
     TypeError
         If its arguments do not fit.
+    ValueError
+        If a parameter has a name that is taken, such as ``name`` or ``dtype``.
     ModuleNotFoundError
         If SymPy is missing: ``pip install 'fastloss[expressions]'``.
 
@@ -196,7 +220,9 @@ def from_function(
     expressions = _expressions()
     if not callable(function):
         raise TypeError(f"`function` must be a function of target, prediction and parameters, got {function!r}")
-    params = {**expressions.parameter_names(function, params), **params}
+    found = expressions.parameter_names(function)
+    _check_names(found)
+    params = expressions.with_defaults(found, params)
     label = str(name or getattr(function, "__name__", ""))
     record, root = expressions.trace(function, params)
     return ExpressionLoss(
@@ -252,7 +278,7 @@ class OwnKernelLoss(_OwnLoss):
     See `fastloss.losses.from_kernel`.
     """
 
-    kernel = Option(lambda name, value: find(value) if isinstance(value, str) else _own_kernel(name, value))
+    kernel = Option(lambda name, value: _own_kernel(name, value))
     axis = Option(options.axes)
     per_sample = Option(_collect)  # type: ignore[assignment]
     labels = Option(options.choice("dense", "index"))
@@ -337,9 +363,11 @@ def _check_stages(kernel: Kernel, class_indices: bool) -> None:
 
 
 def _own_kernel(name: str, value: Any) -> Kernel:
-    if not isinstance(value, Kernel) or value.shape == "itemwise":
+    kernel = find(value) if isinstance(value, str) else value
+    if not isinstance(kernel, Kernel) or kernel.shape == "itemwise":
         raise TypeError(f"`{name}` must be made by fastloss.pointwise or fastloss.rowwise, got {value!r}")
-    return value
+    _check_names(kernel.params)
+    return kernel
 
 
 def from_kernel(
@@ -395,4 +423,5 @@ def from_kernel(
     >>> print(f"{value:.6f} {grad[0, 0]:.6f}")
     0.693147 0.500000
     """
+    kernel = _own_kernel("kernel", kernel)  # before `name` is taken for that of the loss
     return OwnKernelLoss(kernel, params, axis, per_sample, labels, reduction, name, dtype)

@@ -251,9 +251,10 @@ def class_weights(class_weight: Any, labels: Array, dtype: np.dtype[Any]) -> Arr
         pairs = enumerate(table)
     result = np.ones(labels.shape, dtype)
     for key, weight in pairs:
-        if not isinstance(key, (int, float, np.integer, np.floating)) or key != int(key):
+        # A remainder of NaN and infinity is NaN.
+        if not isinstance(key, (int, float, np.integer, np.floating)) or key % 1 != 0:
             raise TypeError(f"`class_weight` must have integer classes as its keys, got {key!r}")
-        if np.ndim(weight) != 0 or not np.isreal(weight):
+        if weight is None or np.ndim(weight) != 0 or not np.isreal(weight):
             raise TypeError(f"`class_weight` must have numbers as its values, got {weight!r} for class {key}")
         result[labels == key] = weight
     return result

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import heapq
 import itertools
 import operator
@@ -20,11 +21,12 @@ import warnings
 import weakref
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 import numpy as np
 
+from fastloss import settings
 from fastloss.losses.arrays import Array
 from fastloss.monitor.files import FIRST, PER, LogFile, Reader, format_of
 from fastloss.monitor.rows import HEAD, Row, Series, Table, columns
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 """How many rows sinks are given at once, so that those of a fast second need no memory to speak of."""
+
+LARGEST = 2**53
+"""The last of the whole numbers that a row, of doubles, can hold."""
 
 _OPEN: weakref.WeakSet[History] = weakref.WeakSet()
 """Those that have sinks and are not closed: what is left to do when the interpreter ends, or forks."""
@@ -105,8 +110,9 @@ class History:
     that nothing is kept alive by it (a PyTorch loss would keep its whole graph) and nothing is changed later. That
     waits for results that are still being computed. To keep a GPU or JAX busy, log the previous step's loss.
 
-    Use it from one thread. A child that is forked has a closed copy. With several processes, let one log, or give each
-    a file of its own.
+    Use it from one thread. A child that is forked has a closed copy, and so does who copies or pickles a history that
+    has sinks: what was logged can be read. One in memory alone is copied as it is. With several processes, let one log,
+    or give each a file of its own.
 
     Examples
     --------
@@ -142,7 +148,8 @@ class History:
         self._steps = self._tables["step"]  # of `log` alone: empty once nothing can be logged any more
         self._closed = ""
         self._step = self._epoch = self.skipped = 0
-        self._sinks = [_sink(value) for value in sinks]
+        self._sinks: list[Sink] = []  # those of another are not to be closed, should one be refused
+        self._sinks = _sinks(sinks)
         self._written: list[Counter[tuple[str, tuple[str, ...]]]] = []
         self._failing = False
         self._reader: Reader | None = None
@@ -313,7 +320,7 @@ class History:
             raise ValueError("nothing to log: pass values by name, as in log(loss=0.5)")
         for name in values:
             if name in FIRST:
-                raise ValueError(f"`{name}` cannot be the name of a value: each row has a {name} of its own")
+                raise ValueError(f"`{name}` cannot be the name of a value: each row has that of its own")
             if not name or not name.isprintable():
                 raise ValueError(f"the name of a value must be printable, got {name!r}")
         with warnings.catch_warnings():
@@ -332,6 +339,8 @@ class History:
             raise TypeError(f"`{argument}` must be an integer, got {value!r}") from None
         if number < 0:
             raise ValueError(f"`{argument}` must not be negative, got {number}")
+        if number > LARGEST:
+            raise ValueError(f"`{argument}` must be at most {LARGEST}, got {number}")
         if number < least:
             raise ValueError(
                 f"`{argument}` must be at least {least}, as {least - 1} was logged already, got {number}; `resume_at` "
@@ -410,7 +419,7 @@ class History:
             if not self._failing:
                 self._failing = True
                 message = f"{error}; the training goes on, what was logged is kept and tried again"
-                warnings.warn(message, RuntimeWarning, stacklevel=3)
+                warnings.warn(message, RuntimeWarning, stacklevel=settings.outside())
 
     def close(self) -> None:
         """Write what was not written yet, and close the files; reading goes on working.
@@ -446,6 +455,15 @@ class History:
     def __del__(self) -> None:
         if getattr(self, "_sinks", None):
             self._close_or_warn()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_sinks": [], "_written": [], "_due": np.inf}
+        if self._sinks:
+            state |= {"_steps": {}, "_closed": "this History is a copy, and what it was copied from writes the files"}
+        return state
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # else both would have the same rows, and a number of steps each
 
     def __enter__(self) -> Self:
         return self
@@ -732,6 +750,19 @@ class History:
             message = f"History.plot needs {(error.name or '').partition('.')[0]}: pip install 'fastloss[monitor]'"
             raise ModuleNotFoundError(message, name=error.name) from error
         return plot.draw(self, names, path, x, log, smooth)
+
+
+def _sinks(values: Iterable[Any]) -> list[Sink]:
+    """Sinks that no `History` has yet."""
+    taken = {id(sink) for history in _OPEN for sink in history._sinks}
+    found = []
+    for value in values:
+        sink = _sink(value)
+        if id(sink) in taken:
+            raise ValueError(f"a sink belongs to one History, and this one has one already: {sink!r}")
+        taken.add(id(sink))
+        found.append(sink)
+    return found
 
 
 def _sink(value: Any) -> Sink:
