@@ -132,6 +132,32 @@ def test_one_thread_and_two_give_the_same_bits():
     assert all(a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_is_used_again_once_nobody_holds_it(order):
+    objective = lightgbm_objective("sparse_categorical_crossentropy", n_threads=1)
+    y = data.rng().integers(3, size=150_000).astype(np.float32)
+    p = data.rng(1).normal(size=(150_000, 3)).copy(order)
+    weight = data.rng(2).random(150_000, np.float32)
+
+    def addresses():
+        return {array.ctypes.data for array in objective(y, p, weight)}
+
+    first = addresses()
+    assert addresses() == first
+    gradient, hessian = objective(y, p, weight)
+    kept, seen = gradient.copy(), gradient[1:, 1:]
+    expected = np.array(hessian[:5])
+    del gradient, hessian
+    other = objective(y, -p, weight)  # while a view of the last gradient lives
+    np.testing.assert_array_equal(seen, kept[1:, 1:])
+    assert not any(np.may_share_memory(seen, array) for array in other)
+    del other, seen
+    again = objective(y, p, weight)
+    np.testing.assert_array_equal(again[0], kept)
+    np.testing.assert_array_equal(again[1][:5], expected)
+    pickle.loads(pickle.dumps(objective))
+
+
 @pytest.mark.parametrize(("samples", "classes"), [(5, 3), (3001, 7), (20, 100)])
 def test_softmax_in_either_memory_order(samples, classes):
     random = data.rng()

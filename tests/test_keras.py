@@ -1,10 +1,11 @@
 """`fastloss.keras` against Keras's own losses, trained and evaluated alike, on the backend that KERAS_BACKEND names.
 
-That is JAX by default; a test runs this file again, in a process of its own, on PyTorch.
+That is JAX by default; a test runs this file again, in processes of their own, on PyTorch and TensorFlow.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -234,21 +235,14 @@ def test_a_backend_without_gradients(monkeypatch):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="this is that other process")
-def test_on_the_torch_backend():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+@pytest.mark.parametrize("backend", ["torch", "tensorflow"])
+def test_on_another_backend(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "not every_loss and not configs",
-            __file__,
-        ],
-        env={**os.environ, "KERAS_BACKEND": "torch"},
+        [*command, "-k", "not every_loss and not configs"],
+        env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=300,

@@ -290,6 +290,161 @@ def test_the_operators_gradient_is_not_differentiated():
 
 
 # --------------------------------------------------------------------------------------------------------------
+# torch.func
+# --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "none"])
+def test_gradients_of_each_sample(reduction):
+    torch.manual_seed(0)
+    ours = fastloss.torch.wrap(SOME[1], from_logits=True, reduction=reduction)
+    net = torch.nn.Linear(6, 3)
+    x, t, weight = torch.randn(5, 6), torch.randint(0, 3, (5,)), torch.tensor(0.5)
+
+    def slopes(criterion):
+        def value(parameters, x, t):
+            return criterion(torch.func.functional_call(net, parameters, (x[None],)), t[None]).sum()
+
+        return torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))(dict(net.named_parameters()), x, t)
+
+    found = slopes(lambda out, t: ours(out, t, weight))
+    expected = slopes(lambda out, t: 0.5 * torch.nn.functional.cross_entropy(out, t))
+    for name, slope in expected.items():
+        torch.testing.assert_close(found[name], slope)
+
+
+def test_a_map_within_a_gradient():
+    criterion = fastloss.torch.wrap("mse")
+    p, t = torch.randn(4, 3, requires_grad=True), torch.randn(3)
+    each = torch.func.vmap(criterion, in_dims=(0, None))
+    torch.testing.assert_close(each(p, t), ((p - t) ** 2).mean(1))
+    (2 * each(p, t)).sum().backward()
+    expected = 4 * (p.detach() - t) / 3
+    torch.testing.assert_close(p.grad, expected)
+    torch.testing.assert_close(torch.func.grad(lambda p: 2 * each(p, t).sum())(p.detach()), expected)
+    pull = torch.func.vjp(lambda p: criterion(p, t), p.detach()[0])[1]
+    torch.testing.assert_close(pull(torch.tensor(6.0))[0], expected[0] * 3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # PyTorch's own, where it first computes forwards
+def test_what_transformations_cannot_do():
+    p = torch.ones(4, 3)
+    for reduction in ("sum", "none"):
+        criterion = fastloss.torch.wrap("mse", reduction=reduction)
+
+        def value(p, criterion=criterion):
+            return criterion(p, torch.zeros(4, 3)).sum()
+
+        with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+            torch.func.jacrev(torch.func.grad(value))(p)
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            torch.func.jvp(value, (p,), (p,))
+    with pytest.raises(ValueError, match="`target` needs a gradient"):
+        torch.func.grad(lambda t: fastloss.torch.wrap("mse")(p, t))(p)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# CUDA tensors, imitated: tests/cuda/test_gpu.py has real ones
+# --------------------------------------------------------------------------------------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of the CPU that says it is on a CUDA device, and lets nobody look into it."""
+
+    is_cpu, is_cuda = False, True
+    device = torch.device("cuda", 0)
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def numpy(self):
+        raise AssertionError("copied to the host")
+
+    item = cpu = tolist = __array__ = numpy
+
+    def host(self):
+        return self.as_subclass(torch.Tensor).detach().numpy()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the CUDA kernels are asked for, where those of the CPU do the work."""
+    pytest.importorskip("numba.cuda.core", reason="needs the extra fastloss[cuda]")
+    from fastloss.losses import device
+
+    noted = []
+
+    def evaluate(loss, outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out):
+        assert not any(x.requires_grad for x in (y_true, y_pred))
+        noted.append((outputs, upstream))
+        arrays = [None if x is None else x.host() for x in (sample_weight, mask)]
+        arrays.append(class_weight)
+        arrays.append(None if upstream is None else upstream.as_subclass(torch.Tensor).numpy())
+        found = loss._evaluate(outputs, y_true.host(), y_pred.host(), *arrays, None, None)
+        return tuple(None if x is None else torch.from_numpy(np.array(x)).as_subclass(OnDevice) for x in found)
+
+    monkeypatch.setattr(device, "evaluate", evaluate)
+    return noted
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_cuda_tensors_go_to_cuda_kernels(reduction, dtype, calls):
+    criterion = fastloss.torch.wrap("mse", reduction=reduction)
+    p, t = torch.randn(4, 3).to(dtype), torch.randn(4, 3)
+    weight = torch.tensor([1.0, 0.5, 2.0, 0.0])
+    arguments = [x.as_subclass(OnDevice) for x in (t, weight)]
+    leaf = p.clone().as_subclass(OnDevice).requires_grad_()
+    value = criterion(leaf, *arguments)
+    assert isinstance(value, OnDevice)
+    flow = torch.full(value.shape, 3.0)
+    value.backward(flow.as_subclass(OnDevice))
+    waits = reduction == "none" or dtype is torch.float16
+    assert [outputs for outputs, _ in calls] == ([0, 1] if waits else [1])
+    assert [upstream is not None for _, upstream in calls] == ([False, True] if waits else [False])
+    p.requires_grad_()
+    expected = criterion(p, t, weight)
+    expected.backward(flow)
+    torch.testing.assert_close(value.as_subclass(torch.Tensor), expected)
+    torch.testing.assert_close(leaf.grad.as_subclass(torch.Tensor), p.grad)
+    with torch.no_grad():
+        criterion(leaf, *arguments)
+    assert calls[-1] == (0, None)
+
+
+def test_operators_take_cuda_tensors(calls):
+    criterion = fastloss.torch.wrap("mse")
+    p, t = torch.randn(4, 3), torch.randn(4, 3)
+    value, gradient = fastloss.torch._value_and_grad_op(
+        p.as_subclass(OnDevice), [t.as_subclass(OnDevice)], "y_true", criterion._handle
+    )
+    assert type(value) is type(gradient) is OnDevice
+    torch.testing.assert_close(gradient.as_subclass(torch.Tensor), 2 * (p - t) / 12)
+
+
+def test_fake_cuda_tensors_are_traced():
+    from torch._subclasses import FakeTensorMode
+
+    criterion = fastloss.torch.wrap("mse")
+    with FakeTensorMode():
+        p, t = torch.empty(4, 3, device="cuda"), torch.empty(4, 3, device="cuda")
+        value, gradient = fastloss.torch._value_and_grad(p, [t], "y_true", criterion._handle)
+    assert value.device == gradient.device == torch.device("cuda", 0)
+    assert (value.shape, gradient.shape) == ((), (4, 3))
+
+
+def test_devices_do_not_mix(calls):
+    criterion = fastloss.torch.wrap("sparse_categorical_crossentropy", from_logits=True)
+    p, t = torch.randn(4, 3).as_subclass(OnDevice), torch.arange(4) % 3
+    with pytest.raises(ValueError, match="`target` is on cpu, but `input` is on cuda:0"):
+        criterion(p, t)
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    t = t.as_subclass(OnDevice)
+    found = criterion(p, t, class_weight=weights).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, criterion(torch.from_numpy(p.host()), torch.arange(4) % 3, class_weight=weights))
+
+
+# --------------------------------------------------------------------------------------------------------------
 # Modules, and errors
 # --------------------------------------------------------------------------------------------------------------
 
@@ -344,7 +499,7 @@ def test_errors_name_the_argument():
         criterion(p, torch.zeros(4, 2))
     with pytest.raises(NotImplementedError, match="`input` is on meta"):
         criterion(p.to("meta"), t)
-    with pytest.raises(NotImplementedError, match="`target` is on meta, but `input` is on the CPU"):
+    with pytest.raises(ValueError, match="`target` is on meta, but `input` is on the CPU"):
         criterion(p, t.to("meta"))
     with pytest.raises(TypeError, match="nothing"):
         criterion(p, t, nothing=t)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +38,51 @@ _RARE = 1e-15
 """The least share of a class that a base score goes by, as in LightGBM."""
 
 
+class _Memory:
+    """Makes large arrays of the memory of earlier ones that nobody holds any more.
+
+    A round's gradient and Hessian are gone when the next round asks for them. Memory that is new to the process has to
+    be mapped, page by page: of 20 MB that takes longer than the objective.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lent: list[tuple[Array, Callable[[], Array | None]]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """As NumPy's."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size < _LARGE:
+            return np.empty(shape, dtype)
+        with self._lock:
+            free = [memory for memory, lent in self._lent if lent() is None]
+            memory = next((m for m in free if m.nbytes == size), None)
+            if memory is None:
+                memory = np.empty(size, np.uint8)
+            # The base of every view of an array that was made of a buffer, not of an array, is that array: it lives for
+            # as long as any of them does.
+            array: Array = np.frombuffer(memory.data, dtype)
+            others = [entry for entry in self._lent if entry[0] is not memory]
+            self._lent = [*others[1 - _KEPT :], (memory, weakref.ref(array))]
+        return array.reshape(shape)
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()
+
+
+_LARGE = 1 << 20
+_KEPT = 3
+"""Gradient, Hessian, and weights in the dtype of the arithmetic."""
+
+
 class _Newton(RowLoss):
     """Slope and curvature of a loss's elements as trees need them; it has no value."""
 
     finite_slopes = False  # the value, always 0, tells nothing
 
-    def __init__(self, loss: KernelLoss, scales: tuple[float, float, float, float]) -> None:
+    def __init__(self, loss: KernelLoss, scales: tuple[float, float, float, float], memory: _Memory) -> None:
         super().__init__("newton", "sum", loss.dtype)
+        self._empty = memory.empty
         self._loss, self._scales = loss, scales
         self.check_numerics = loss.check_numerics
 
@@ -71,7 +113,7 @@ class _Newton(RowLoss):
             return None
         rows, columns = p.shape
         launch = Launch(replace(plan.launch.variant, turned=True), rows, columns, plan.launch.params[:-1])
-        g, h = np.empty((2, *p.shape[::-1]), plan.gradient)
+        g, h = (self._empty(p.shape[::-1], plan.gradient) for _ in range(2))
         weights, mask = call.reduction.weights, call.reduction.mask
         y = arrays.contiguous(call.layout.y)
         _, bad = launch(y, p.T, weights, weights, mask, g, h, None, 0.0, plan._grad_scale, n_threads)
@@ -116,6 +158,7 @@ class Objective:
         self.n_threads = n_threads
         self._library = library
         self._by_outputs: dict[int, _Newton] = {}
+        self._memory = _Memory()
         self._sum = copy.copy(loss)
         self._sum._reduction = "sum"
 
@@ -154,6 +197,11 @@ class Objective:
             weight = weight[:, None]
         if isinstance(self.loss, KernelLoss) and self.loss.has_hessian:
             loss = self._newton(matrix.shape[1])
+            compute = arrays.compute_dtypes(loss.dtype, matrix)[0]
+            if weight is not None and weight.dtype != compute:
+                converted = self._memory.empty(weight.shape, compute)
+                np.copyto(converted, weight)
+                weight = converted
             found = None
             if matrix.flags.f_contiguous and not matrix.flags.c_contiguous:
                 found = loss.column_major(y, matrix, weight, self.n_threads)
@@ -253,7 +301,7 @@ class Objective:
             if self.loss._kernel() is kernels.categorical_crossentropy_logits:
                 factor = 2.0 if self._library == "xgboost" else outputs / max(1, outputs - 1)
             scales = (self.scale, self.scale * factor, self.flat_hessian, self.hessian_floor)
-            found = self._by_outputs[outputs] = _Newton(self.loss, scales)
+            found = self._by_outputs[outputs] = _Newton(self.loss, scales, self._memory)
         return found
 
     def _targets(self, y: Array, samples: int, outputs: int) -> Array:

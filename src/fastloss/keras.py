@@ -142,6 +142,7 @@ def _tensorflow() -> Any:
             return [np.asarray(x, dtype) for x, (_, dtype) in zip(found, likes, strict=True)]
 
         results = tf.numpy_function(run, [p, *tensors], [dtype for _, dtype in likes], stateful=False)
+        results = tf.nest.flatten(results)  # outside of a graph one result comes by itself
         for result, (shape, _) in zip(results, likes, strict=True):
             result.set_shape(shape)
         return results
@@ -167,14 +168,7 @@ def _tensorflow() -> Any:
             (value,) = on_host(each, names, [(None, dtype)], p, *tensors)
 
             def backward(flow: Any) -> Any:
-                return on_host(
-                    lambda **arrays: loss.value_and_grad(**arrays)[1:],
-                    [*names, "upstream"],
-                    [gradient],
-                    p,
-                    *tensors,
-                    flow,
-                )[0]
+                return on_host(slope, [*names, "upstream"], [gradient], p, *tensors, flow)[0]
 
             return value, backward
 

@@ -1,9 +1,9 @@
 """Losses as modules of PyTorch: ``fastloss.torch.wrap("huber", delta=2.0)``. Importing this imports PyTorch.
 
-There are two ways into a loss. Eager code takes an ``autograd.Function``: of (32, 10) predictions, forward and backward
-take 29 µs with it and 54 µs through a custom operator, where PyTorch's own cross-entropy takes 32 µs. ``torch.compile``
-and ``torch.export`` trace the operator, into which they need not look. Its arguments are tensors, numbers and texts, so
-it names its loss by the loss's config.
+There are three ways into a loss. Eager code takes an ``autograd.Function``, which costs half of what a custom operator
+does. ``torch.compile`` and ``torch.export`` trace the operator, into which they need not look; its arguments are
+tensors, numbers and texts, so it names its loss by the loss's config. Under ``torch.func``'s transformations a
+``Function`` of another kind, and slower, says how it is mapped and differentiated.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ class FusedLoss(torch.nn.Module):  # type: ignore[misc]
     gradient depends on what comes in for each sample; and those of float16 predictions where what comes in is not 1, so
     that a scaled loss keeps the small gradients that it is scaled for.
 
+    Tensors on a CUDA device go to the CUDA kernels (the extra ``cuda``), on the current stream. Nothing waits for the
+    device, so what comes in is not looked at: the backward pass always multiplies, or, of float16, computes.
+
     Parameters
     ----------
     loss : Loss
@@ -100,7 +103,8 @@ class FusedLoss(torch.nn.Module):  # type: ignore[misc]
         weight : torch.Tensor, optional
             Weights that broadcast to the per-sample losses: the loss's ``sample_weight``.
         **further : torch.Tensor
-            What else a call of the loss takes: ``mask``, ``class_weight``, and for CTC the lengths.
+            What else a call of the loss takes: ``mask``, ``class_weight``, and for CTC the lengths. All are on the
+            device of `input`; class weights may be on the CPU, where they are read.
 
         Returns
         -------
@@ -110,12 +114,20 @@ class FusedLoss(torch.nn.Module):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            As the loss does, and if a tensor other than `input` needs a gradient.
+            As the loss does, and if a tensor other than `input` needs a gradient or is on another device.
         NotImplementedError
-            If a tensor is not on the CPU; in the backward pass, if the gradient itself is to be differentiated.
+            If `input` is neither on the CPU nor on a CUDA device, or is on one for which the loss has no kernel; in the
+            backward pass, if the gradient itself is to be differentiated.
+        ModuleNotFoundError
+            If `input` is on a CUDA device and the extra ``cuda`` is missing.
         """
-        given = {"y_true": target, "sample_weight": weight, **further}
-        return compute(self.loss, input, {name: x for name, x in given.items() if x is not None}, self._handle)
+        given = {"y_true": target}
+        if weight is not None:
+            given["sample_weight"] = weight
+        for name, tensor in further.items():
+            if tensor is not None:
+                given[name] = tensor
+        return compute(self.loss, input, given, self._handle)
 
     def extra_repr(self) -> str:
         """The loss, within the module's representation."""
@@ -145,12 +157,19 @@ def compute(loss: Loss, input: Any, given: dict[str, Any], handle: str | None = 
         return _traced(loss, input, given, handle or _register(loss))
     if not isinstance(input, torch.Tensor):
         raise TypeError(f"`input` must be a torch.Tensor, got {type(input).__name__}")
-    if not input.is_cpu:
-        return _on_device(loss, input, given)
-    inputs = {name: _array(name, value) for name, value in given.items()}
-    if input.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(input, loss, given, inputs)
-    return _tensor(loss(y_pred=_array("input", input), **inputs))
+    if _is_transforming():
+        return _transformed(loss, input, given)
+    inputs = _read(input, given)
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return _tensor(loss(**inputs))
+    if _waits(loss, input):
+        return _Waiting.apply(input, loss, given, inputs)
+    value, gradient = loss.value_and_grad(**inputs)
+    return _apply_fused(input, (_tensor(value), _tensor(gradient)))
+
+
+_is_transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a transformation of ``torch.func`` is under way, in which tensors have no memory to read."""
 
 
 def _traced(loss: Loss, input: Any, given: dict[str, Any], handle: str) -> Any:
@@ -170,34 +189,60 @@ _NAMES = {"y_true": "target", "sample_weight": "weight"}
 _SECOND = adapters.SECOND.format(framework="PyTorch")
 
 
-def _on_device(loss: Loss, input: Any, given: dict[str, Any]) -> Any:
-    """The way of tensors that are not in the CPU's memory."""
-    raise NotImplementedError(f"`input` is on {input.device}, and losses are computed on the CPU: pass input.cpu()")
-
-
 def _refuse_gradient(name: str, tensor: Any) -> None:
     if tensor.requires_grad and torch.is_grad_enabled():
         name = _NAMES.get(name, name)
         raise ValueError(f"`{name}` needs a gradient, but only that of `input` is computed: pass {name}.detach()")
 
 
-def _array(name: str, tensor: Any) -> Any:
-    """The memory of a tensor as an array."""
+def _read(input: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What the loss is called with: the tensors' memory as arrays, or the tensors themselves if on a CUDA device."""
+    if input.is_cpu:
+        inputs = {"y_pred": _array(input)}
+        for name, value in given.items():
+            inputs[name] = _on_cpu(name, value)
+        return inputs
+    if not input.is_cuda:
+        raise NotImplementedError(
+            f"`input` is on {input.device}, and losses are computed on the CPU and on CUDA devices: pass input.cpu()"
+        )
+    return {"y_pred": input.detach(), **{name: _on_cuda(name, value, input) for name, value in given.items()}}
+
+
+def _on_cpu(name: str, tensor: Any) -> Any:
     if not isinstance(tensor, torch.Tensor):
         return tensor
     if tensor.requires_grad:
-        if name != "input":
-            _refuse_gradient(name, tensor)
-        tensor = tensor.detach()
+        _refuse_gradient(name, tensor)
     if not tensor.is_cpu:
-        raise NotImplementedError(f"`{_NAMES.get(name, name)}` is on {tensor.device}, but `input` is on the CPU")
+        raise ValueError(f"`{_NAMES.get(name, name)}` is on {tensor.device}, but `input` is on the CPU")
+    return _array(tensor)
+
+
+def _on_cuda(name: str, tensor: Any, input: Any) -> Any:
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    _refuse_gradient(name, tensor)
+    if name == "class_weight":
+        return _array(tensor.cpu())
+    if tensor.device != input.device:
+        raise ValueError(f"`{_NAMES.get(name, name)}` is on {tensor.device}, but `input` is on {input.device}")
+    return tensor.detach()
+
+
+def _array(tensor: Any) -> Any:
+    """The memory of a tensor as an array."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_bfloat16())
     return tensor.numpy()
 
 
 def _tensor(value: Any) -> Any:
-    """A tensor of an array's or scalar's memory."""
+    """A tensor of an array's or scalar's memory; on a CUDA device it is one already."""
+    if isinstance(value, torch.Tensor):
+        return value
     array = np.asarray(value)
     if array.dtype.kind == "V":  # bfloat16, which is none of NumPy's own
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -220,33 +265,50 @@ def _bfloat16() -> np.dtype[Any]:
 
 
 class _Fused(torch.autograd.Function):  # type: ignore[misc]
-    """Value and gradient in one pass, or the value alone where the gradient has to wait for what comes in."""
+    """A value whose gradient is known: computed before, since the less is done within a Function the less it costs."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Any, found: tuple[Any, Any]) -> Any:
+        value, gradient = found
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, flow: Any) -> tuple[Any, None]:
+        (gradient,) = ctx.saved_tensors
+        if flow.is_cuda or flow.item() != 1:
+            gradient = gradient * flow
+        return _once(gradient), None
+
+
+# That of the base class of `Function`, whose own looks for transformations of torch.func first, which takes 1 µs.
+_apply_fused = super(torch.autograd.Function, _Fused).apply
+
+
+class _Waiting(torch.autograd.Function):  # type: ignore[misc]
+    """A value whose gradient waits for what comes in; where that may be 1, the gradient for 1 is computed along."""
 
     @staticmethod
     def forward(ctx: Any, input: Any, loss: Loss, given: dict[str, Any], inputs: dict[str, Any]) -> Any:
-        y_pred = _array("input", input)
-        ctx.loss, ctx.inputs = loss, None
-        if not _waits(loss, input):
-            value, gradient = loss.value_and_grad(y_pred=y_pred, **inputs)
-            ctx.save_for_backward(_tensor(gradient))
-            return _tensor(value)
-        ctx.inputs = inputs  # the memory of tensors, which are kept so that PyTorch sees whether it was changed
+        # The memory of tensors, which are kept so that PyTorch sees whether it was changed.
+        ctx.loss, ctx.inputs = loss, inputs
         kept = [input, *(tensor for tensor in given.values() if isinstance(tensor, torch.Tensor))]
-        if not adapters.is_reduced(loss):
-            ctx.save_for_backward(None, *kept)
-            return _tensor(loss(y_pred=y_pred, **inputs))
-        value, gradient = loss.value_and_grad(y_pred=y_pred, **inputs)
-        ctx.save_for_backward(_tensor(gradient), *kept)
+        gradient = None
+        if adapters.is_reduced(loss) and input.is_cpu:
+            value, gradient = loss.value_and_grad(**inputs)
+            gradient = _tensor(gradient)
+        else:
+            value = loss(**inputs)
+        ctx.save_for_backward(gradient, *kept)
         return _tensor(value)
 
     @staticmethod
     def backward(ctx: Any, flow: Any) -> tuple[Any, None, None, None]:
-        gradient, *kept = ctx.saved_tensors
+        gradient, input, *_ = ctx.saved_tensors
         if gradient is None or flow.item() != 1:
-            gradient = _pulled(ctx.loss, kept[0], ctx.inputs, flow) if kept else gradient * flow
-        if torch.is_grad_enabled():
-            gradient = _Once.apply(gradient.detach().requires_grad_())
-        return gradient, None, None, None
+            upstream = _array(flow) if input.is_cpu else flow.detach()
+            gradient = _tensor(ctx.loss.value_and_grad(**ctx.inputs, upstream=upstream)[1])
+        return _once(gradient), None, None, None
 
 
 def _waits(loss: Loss, input: Any) -> bool:
@@ -254,9 +316,9 @@ def _waits(loss: Loss, input: Any) -> bool:
     return not adapters.is_reduced(loss) or input.dtype is torch.float16
 
 
-def _pulled(loss: Loss, input: Any, inputs: dict[str, Any], flow: Any) -> Any:
-    """The gradient for what comes in."""
-    return _tensor(loss.value_and_grad(y_pred=_array("input", input), upstream=_array("flow", flow), **inputs)[1])
+def _once(gradient: Any) -> Any:
+    """A gradient that is not to be differentiated."""
+    return _Once.apply(gradient.detach().requires_grad_()) if torch.is_grad_enabled() else gradient
 
 
 class _Once(torch.autograd.Function):  # type: ignore[misc]
@@ -269,6 +331,67 @@ class _Once(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, flow: Any) -> Any:
         raise NotImplementedError(_SECOND)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# torch.func
+# --------------------------------------------------------------------------------------------------------------
+
+
+def _transformed(loss: Loss, input: Any, given: dict[str, Any]) -> Any:
+    """A value that may be mapped and differentiated in any order."""
+    for name, tensor in given.items():
+        _refuse_gradient(name, tensor)
+    arguments = (loss, ",".join(given), input, *given.values())
+    if _waits(loss, input) or not (input.requires_grad and torch.is_grad_enabled()):
+        return _Transformed.apply("value", *arguments)
+    return _Transformed.apply("both", *arguments)[0]
+
+
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
+    """Value, both value and gradient, or gradient for what comes in."""
+
+    @staticmethod
+    def forward(kind: str, loss: Loss, names: str, input: Any, *others: Any) -> Any:
+        inputs = _read(input, dict(zip(names.split(","), others, strict=True)))
+        if kind == "value":
+            return _tensor(loss(**inputs))
+        value, gradient = map(_tensor, loss.value_and_grad(**inputs))
+        return gradient if kind == "gradient" else (value, gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.kind, ctx.loss, ctx.names, *tensors = inputs
+        ctx.arguments = len(inputs)
+        ctx.save_for_backward(*(output[1:] if ctx.kind == "both" else tensors))
+
+    @staticmethod
+    def backward(ctx: Any, flow: Any, second: Any = None) -> tuple[Any, ...]:
+        if ctx.kind == "gradient" or second is not None:
+            raise NotImplementedError(_SECOND)
+        if ctx.kind == "both":
+            (gradient,) = ctx.saved_tensors
+            gradient = gradient * flow
+        else:
+            gradient = _Transformed.apply("gradient", ctx.loss, f"{ctx.names},upstream", *ctx.saved_tensors, flow)
+        return None, None, None, gradient, *[None] * (ctx.arguments - 4)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError("fastloss has no forward-mode derivatives; use torch.func.grad, vjp or jacrev")
+
+    @staticmethod
+    def vmap(info: Any, axes: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        found = [
+            _Transformed.apply(
+                *(x if axis is None else x.select(axis, i) for x, axis in zip(arguments, axes, strict=True))
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(found[0], tuple):
+            return tuple(torch.stack(results) for results in zip(*found, strict=True)), (0, 0)
+        return torch.stack(found), 0
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -310,11 +433,7 @@ def _find(handle: str) -> Loss:
 
 def _call(function: Callable[[Loss], Any], input: Any, others: list[Any], names: str, handle: str, **more: Any) -> Any:
     given = dict(zip(names.split(","), others, strict=True))
-    loss = _find(handle)
-    if not input.is_cpu:
-        return _on_device(loss, input, given)
-    inputs = {name: _array(name, tensor) for name, tensor in {**given, **more}.items()}
-    return function(loss)(y_pred=_array("input", input), **inputs)
+    return function(_find(handle))(**_read(input, {**given, **more}))
 
 
 _ARGUMENTS = "Tensor input, Tensor[] others, str names, str loss"

@@ -148,3 +148,42 @@ def test_wrong_labels_are_told(torch):
     losses.SparseCategoricalCrossentropy()(torch.tensor([0, 7, 1], device="cuda"), p)
     with pytest.raises(ValueError, match=r"y_true\[1\]"):
         fastloss.cuda.synchronize()
+
+
+@pytest.mark.parametrize("name", ["mean_squared_error", "sparse_categorical_crossentropy"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "none"])
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_modules_of_torch(name, reduction, dtype, compiled, torch):
+    import fastloss.torch
+
+    y, p = data.inputs(LOSSES[name], {}, (67, 33), seed=4)
+    criterion = fastloss.torch.wrap(name, reduction=reduction)
+    call = torch.compile(criterion, fullgraph=True) if compiled else criterion
+    host = torch.tensor(p).to(getattr(torch, dtype)).requires_grad_()
+    leaf = host.detach().cuda().requires_grad_()
+    target, weight = torch.tensor(y), torch.linspace(0, 2, 67)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        value = call(leaf, target.cuda(), weight.cuda())
+        (3 * value).sum().backward()
+    stream.synchronize()
+    expected = criterion(host, target, weight)
+    (3 * expected).sum().backward()
+    assert value.device == leaf.device
+    torch.testing.assert_close(value.cpu(), expected)
+    torch.testing.assert_close(leaf.grad.cpu(), host.grad)
+
+
+def test_a_step_of_torch_waits_for_nothing(torch):
+    import fastloss.torch
+
+    criterion = fastloss.torch.wrap("mse")
+    y, p = torch.zeros(1 << 20, device="cuda"), torch.ones(1 << 20, device="cuda", requires_grad=True)
+    criterion(p, y).backward()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(500_000_000)
+    criterion(p, y).backward()
+    assert not torch.cuda.current_stream().query(), "the step has waited for the device"
+    torch.cuda.synchronize()

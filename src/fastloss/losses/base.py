@@ -566,6 +566,9 @@ class KernelLoss(Loss):
         """The dtype that gradient and Hessian are written in; `p` is `y_pred` as an array, `result` the value's."""
         return arrays.gradient_dtype(y_pred, p, result)
 
+    _empty: Callable[..., Array] = staticmethod(np.empty)
+    """Makes the arrays of gradient and Hessian."""
+
     def _bind(self, y_true: Array, y_pred: Array, weighted: bool, n_threads: int | None) -> BoundLoss:
         bound = super()._bind(y_true, y_pred, weighted, n_threads)
         if not weighted:
@@ -649,9 +652,9 @@ class KernelLoss(Loss):
         g = h = None
         if outputs:
             usable = out is not None and layout.order is None and arrays.contiguous(out) is out
-            g = out.reshape(p.shape) if out is not None and usable else np.empty(p.shape, plan.gradient)
+            g = out.reshape(p.shape) if out is not None and usable else self._empty(p.shape, plan.gradient)
         if outputs == HESSIAN:
-            h = np.empty(p.shape, plan.gradient)
+            h = self._empty(p.shape, plan.gradient)
         value = plan.execute(y, p, reduction.weights, reduction.grad_weights, reduction.mask, g, h, n_threads, in_place)
         if reduction.spread is not None:
             value = value.reshape(layout.shape) * reduction.spread

@@ -91,6 +91,7 @@ class Plan:
     __slots__ = (
         "_codes",
         "_compute",
+        "_empty",
         "_grad_scale",
         "_in_place",
         "_mean",
@@ -138,7 +139,7 @@ class Plan:
         share = 1.0 / elements if self._mean and elements else 1.0
         self._value_scale = share * reduction.value_factor
         self._grad_scale = share * reduction.grad_factor
-        self._outputs = outputs
+        self._outputs, self._empty = outputs, loss._empty
         self._compute, self._result, self._type, self.gradient = compute, result, result.type, dtypes[2]
         self._samples_shape = layout.shape
         self._values_shape = reduction.shape if reduction.spread is None else layout.shape
@@ -190,9 +191,9 @@ class Plan:
         """Value, gradient and Hessian of arrays that the plan `takes`."""
         g = h = None
         if self._outputs:
-            g = np.empty(p.shape, self.gradient) if out is None else out
+            g = self._empty(p.shape, self.gradient) if out is None else out
             if self._outputs == HESSIAN:
-                h = np.empty(p.shape, self.gradient)
+                h = self._empty(p.shape, self.gradient)
         if weight is not None:
             weight = weight.reshape(-1)
         return self.execute(y, p, weight, weight, None, g, h, n_threads, out is p), g, h
