@@ -13,7 +13,7 @@ import numpy as np
 from fastloss.evaluation.partial import Partial, State
 from fastloss.evaluation.sources import Encoder
 
-FORMAT = 1
+FORMAT = 2
 EVERY = 5.0
 """Seconds between two writes."""
 

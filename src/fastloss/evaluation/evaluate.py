@@ -22,7 +22,7 @@ import numpy as np
 from fastloss.engine import threads
 from fastloss.evaluation import checkpoint as checkpoints
 from fastloss.evaluation import sources
-from fastloss.evaluation.blocks import Scheme, block_samples
+from fastloss.evaluation.blocks import Scheme, block_samples, noting, pieces
 from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import ALL, Partial, State
 from fastloss.evaluation.progress import Progress, reporter
@@ -334,10 +334,16 @@ def states(scheme: Scheme, batch: Batch) -> list[State]:
     weight, groups = batch.parts.get("sample_weight"), batch.parts.get("group_by")
     found = []
     for begin in range(0, len(p), step):
-        part = slice(begin, min(begin + step, len(p)))
-        try:
-            found.append(
-                scheme.summarise(
+        end = min(begin + step, len(p))
+        whole = None
+        if weight is mask is groups is None:
+            whole = scheme.plain(y[begin:end], p[begin:end], batch.start + begin)
+        if whole is not None:
+            found.append(whole)
+            continue
+        for part in pieces(begin, end):
+            with noting(batch.start + part.start, batch.start + part.stop):
+                piece = scheme.summarise(
                     y[part],
                     p[part],
                     None if weight is None else weight[part],
@@ -345,11 +351,7 @@ def states(scheme: Scheme, batch: Batch) -> list[State]:
                     None if groups is None else groups[part],
                     batch.labels if groups is not None else [ALL],
                 )
-            )
-        except (TypeError, ValueError) as error:
-            first, last = batch.start + part.start, batch.start + part.stop - 1
-            error.add_note(f"in samples {first} to {last}, which the message counts from 0")
-            raise
+            found.append(piece)
     return found
 
 

@@ -19,11 +19,9 @@ import numpy as np
 from fastloss.engine import sketch
 from fastloss.losses.arrays import Array
 
-ACCURACY = 0.005
-"""The relative error of quantiles at most."""
-
-MULTIPLIER = 1.0 / math.log1p(2.0 * ACCURACY / (1.0 - ACCURACY))
-"""Cells for each power of two, as ``ddsketch.mapping.LinearlyInterpolatedMapping(ACCURACY)`` has them."""
+ACCURACY = math.tanh(0.5 / sketch.CELLS)
+"""The relative error of quantiles at most, 0.4 %: with it ``ddsketch.mapping.LinearlyInterpolatedMapping`` has as many
+cells for each power of two as `fastloss.engine.sketch`, to the rounding of their number."""
 
 MAX_GROUPS = 100_000
 """More groups than this are taken for a column of identifiers: a table of them would not be constant memory."""
@@ -144,10 +142,16 @@ class Partial:
         """Make one array each of `cells` and `numbers`."""
         if not self.cells:
             return
-        keys, places = np.unique(np.concatenate(self.cells), return_inverse=True)
+        keys, numbers = np.concatenate(self.cells), np.concatenate(self.numbers)
         # Float sums of whole numbers: exact up to 2**53 losses.
-        numbers = np.bincount(places, np.concatenate(self.numbers), len(keys)).astype(np.int64)
-        self.cells, self.numbers = [keys], [numbers]
+        first = int(keys.min()) if keys.size else 0
+        if keys.size and int(keys.max()) - first < 8 * keys.size:  # of few groups, where sorting takes ten times as long
+            table = np.bincount(keys - first, numbers)
+            keys = np.flatnonzero(table)
+            self.cells, self.numbers = [keys + first], [table[keys].astype(np.int64)]
+            return
+        keys, places = np.unique(keys, return_inverse=True)
+        self.cells, self.numbers = [keys], [np.bincount(places, numbers, len(keys)).astype(np.int64)]
 
     def histogram(self, row: int) -> tuple[Array, Array]:
         """The cells of a row, ascending, and how many losses each holds."""
@@ -157,6 +161,53 @@ class Partial:
         keys, numbers = self.cells[0], self.numbers[0]
         first, last = np.searchsorted(keys, [row << _SPAN, (row + 1) << _SPAN])
         return (keys[first:last] & ((1 << _SPAN) - 1)) - _MIDDLE, numbers[first:last]
+
+
+def plain_summary(pieces: Iterable[Array], top_k: int) -> Partial | None:
+    """Summarise one block of losses that all count alike; None if one of them is not finite.
+
+    Parameters
+    ----------
+    pieces : iterable of numpy.ndarray
+        The losses, samples along the first axis, as many at a time as stay in cache.
+    top_k : int
+        How many of the largest losses to keep.
+    """
+    part, found, seen = Partial.empty(), [], 0
+    counts: sketch.Counts | None = None
+    for losses in pieces:
+        values = _floats(losses.ravel())
+        if counts is None:
+            counts = sketch.Counts(values.dtype)
+            part.inner = () if losses.size == len(losses) else losses.shape[1:]
+        found.append((values.size, *sketch.moments(values)))
+        if not math.isfinite(found[-1][1]):
+            return None
+        counts.add(values)
+        part.samples += len(losses)
+        if top_k:
+            # Of equal losses the first is kept, so only larger ones are of interest once there are enough.
+            enough = part.worst.size == top_k
+            places = np.flatnonzero(values > part.worst[-1]) if enough else np.arange(values.size)
+            worst, where, whose = _worst(values[places], places, None, top_k)
+            part.worst, part.where, part.whose = largest(
+                np.concatenate([part.worst, worst]),
+                np.concatenate([part.where, where + seen]),
+                np.concatenate([part.whose, whose]),
+                top_k,
+            )
+        seen += values.size
+    assert counts is not None
+    sizes, totals, squares, least, most = np.array(found).T
+    count, total = sizes.sum(), totals.sum()
+    with np.errstate(over="ignore"):
+        apart = totals / sizes - total / count
+        scatter = squares.sum() + (sizes * apart * apart).sum()
+    part.floats[0] = total, count, count, total, scatter, 0.0, least.min(), most.max()
+    part.counts[0, COUNT] = count
+    cells, numbers = counts.take(*part.floats[0, [LEAST, LARGEST]].tolist())
+    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    return part
 
 
 def summary(
@@ -196,7 +247,7 @@ def summary(
     part = Partial.empty(labels, inner)
     part.samples = samples
     places: Array | None = None
-    values = losses if weights is None and rows is None else losses.astype(np.float64)
+    values = _floats(losses) if weights is None and rows is None else losses.astype(np.float64)
     if mask is not None:
         if rows is not None:
             _tally(part, MASKED, rows[~mask])
@@ -214,8 +265,8 @@ def summary(
         shares = values if weights is None else values * weights
     if top_k:
         part.worst, part.where, part.whose = _worst(values, places, rows, top_k)
-    total, least, largest = sketch.extent(shares) if shares.size else (0.0, 0.0, 0.0)
-    if not math.isfinite(total):
+    found = sketch.moments(shares) if shares.size else (0.0, 0.0, 0.0, 0.0)
+    if not math.isfinite(found[0]):
         for column, found in (
             (NAN, np.isnan(shares)),
             (POSITIVE, shares == np.inf),
@@ -232,48 +283,71 @@ def summary(
         weights = None if weights is None else weights[finite]
         rows = None if rows is None else rows[finite]
         if shares.size:
-            total, least, largest = sketch.extent(shares)
+            found = sketch.moments(shares)
     if values.size:
         with np.errstate(over="ignore", invalid="ignore"):
             _add(part, WEIGHT, 1.0 if spread is None else spread, rows, values.size)
-            if weights is not None:
-                _, least, largest = sketch.extent(values)
-            part.floats[0, LEAST], part.floats[0, LARGEST] = least, largest
-            _moments(part, values, shares, total, weights, rows, by_weight)
+            own = found if weights is None else sketch.moments(values)
+            part.floats[0, LEAST:] = own[2:]
+            x, moments = (values, own) if by_weight else (shares, found)
+            _add(part, SUM, shares, rows, values.size, found[0])
+            _moments(part, x, moments, weights if by_weight else None, rows)
+            _count(part, values, rows)
     return part
 
 
 def _moments(
-    part: Partial,
-    values: Array,
-    shares: Array,
-    total: float,
-    weights: Array | None,
-    rows: Array | None,
-    by_weight: bool,
+    part: Partial, x: Array, known: tuple[float, ...], weights: Array | None, rows: Array | None
 ) -> None:
-    """Sum, moments, extremes and cells of finite losses; `total` is the sum of the shares."""
-    table, size = part.floats, values.size
-    weighing = weights * weights if by_weight and weights is not None else None
-    x = values if by_weight else shares
-    _add(part, SUM, shares, rows, size, total)
+    """Scale, mean and scatter of `x`; `known` are its sum and the squares around its mean, `weights` are squared."""
+    table, size = part.floats, x.size
+    weighing = None if weights is None else weights * weights
     _add(part, SCALE, 1.0 if weighing is None else weighing, rows, size)
-    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size, total if x is shares else None)
+    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size, known[0] if weighing is None else None)
     with np.errstate(divide="ignore"):
         means = np.where(table[:, SCALE] != 0, table[:, MOMENT] / table[:, SCALE], 0.0)
-    extremes = float(table[0, LEAST]), float(table[0, LARGEST])
-    table[0, SQUARES], cells, numbers = sketch.scatter(values, *extremes, x, float(means[0]), MULTIPLIER)
-    if weighing is not None:
-        table[0, SQUARES] = np.sum(weighing * (x - means[0]) ** 2)
-    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    table[0, SQUARES] = known[1] if weighing is None else np.sum(weighing * (x - means[0]) ** 2)
     if rows is not None:
         squares = (x - means[rows]) ** 2
         squares = squares if weighing is None else weighing * squares
         table[1:, SQUARES] = np.bincount(rows, squares, len(table))[1:]
-        np.minimum.at(table[:, LEAST], rows, values)
-        np.maximum.at(table[:, LARGEST], rows, values)
-        keys, counts = np.unique((rows << _SPAN) + sketch.cells(values, MULTIPLIER) + _MIDDLE, return_counts=True)
-        part.cells, part.numbers = [np.concatenate([*part.cells, keys])], [np.concatenate([numbers, counts])]
+
+
+def _count(part: Partial, values: Array, rows: Array | None) -> None:
+    """Cells of finite losses, and the extremes of groups."""
+    counts = sketch.Counts(values.dtype)
+    counts.add(values)
+    cells, numbers = counts.take(*part.floats[0, [LEAST, LARGEST]].tolist())
+    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    if rows is not None:
+        np.minimum.at(part.floats[:, LEAST], rows, values)
+        np.maximum.at(part.floats[:, LARGEST], rows, values)
+        keys, numbers = _tallied((rows << _SPAN) + sketch.cells(values) + _MIDDLE)
+        part.cells.append(keys)
+        part.numbers.append(numbers)
+
+
+def _tallied(keys: Array, numbers: Array | None = None) -> tuple[Array, Array]:
+    """The different keys of cells, ascending, and the sum of their numbers, or how many there are."""
+    if not keys.size:
+        return keys, keys
+    rows, cells = keys >> _SPAN, keys & ((1 << _SPAN) - 1)
+    first, top = int(cells.min()), int(rows.max())
+    width = int(cells.max()) - first + 1
+    if width * (top + 1) < 8 * keys.size:  # sorting takes ten times as long
+        cells += rows * width - first
+        # Float sums of whole numbers: exact up to 2**53 losses.
+        table = np.bincount(cells, numbers)
+        cells = np.flatnonzero(table)
+        rows = cells // width
+        return (rows << _SPAN) + cells - rows * width + first, table[cells].astype(np.int64)
+    keys, places = np.unique(keys, return_inverse=True)
+    return keys, np.bincount(places, numbers).astype(np.int64)
+
+
+def _floats(losses: Array) -> Array:
+    """Losses in float32 or float64."""
+    return losses if losses.dtype.name in ("float32", "float64") else losses.astype(np.float64)
 
 
 def _add(
