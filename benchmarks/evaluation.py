@@ -116,7 +116,9 @@ def cpu_time(random):
         for shape in SHAPES:
             (_, p), functions = make(random, shape)
             values = {name: float(getattr(function(), "value", function())) for name, function in functions.items()}
-            assert np.allclose(list(values.values()), values["fastloss"], rtol=1e-3), values  # sums in float32 lose digits
+            assert np.allclose(list(values.values()), values["fastloss"], rtol=1e-3), (
+                values
+            )  # sums in float32 lose digits
             times = interleaved(functions)
             ours = times.pop("fastloss")
             others = " | ".join(f"{1e9 * taken / p.size:.2f} ns, {taken / ours:.1f} x" for taken in times.values())

@@ -27,7 +27,8 @@ SAMPLES = 5000
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks of little data, the last one not full."""
-    monkeypatch.setattr(blocks, "BLOCK_SAMPLES", 700)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2100)
+    monkeypatch.setattr(blocks, "PIECE_SAMPLES", 300)
 
 
 def regression(samples=SAMPLES, columns=(3,), dtype=np.float64):
@@ -235,7 +236,7 @@ def test_bad_arguments(arguments, options, message):
 
 
 def test_bad_label_names_its_samples(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_SAMPLES", 10)
+    monkeypatch.setattr(blocks, "PIECE_SAMPLES", 10)
     y = np.zeros(40, int)
     y[27] = 9
     with pytest.raises(ValueError, match=r"y_true\[7\] is 9") as caught:
@@ -440,7 +441,7 @@ import sys, time
 import numpy as np
 import fastloss
 from fastloss.evaluation import blocks, checkpoint
-blocks.BLOCK_SAMPLES, checkpoint.EVERY = 100, 0.0
+blocks.BLOCK_ELEMENTS, checkpoint.EVERY = 100, 0.0
 folder, pause = sys.argv[1], float(sys.argv[2])
 found = fastloss.evaluate("hinge", f"{folder}/y.npy", f"{folder}/p.npy", group_by=np.arange(6000) % 7, top_k=4,
     checkpoint=f"{folder}/state", batch_size=100, progress=lambda done, total: time.sleep(pause))

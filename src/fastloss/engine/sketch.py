@@ -33,11 +33,11 @@ OFFSET = 1023 * CELLS
 
 _LANES = 4
 _CELL_BITS = 7
-_BIAS = {"float32": 127, "float64": 1023}
-_FRACTION = {"float32": 23, "float64": 52}
+_BIAS = {"f": 127, "d": 1023}
+_FRACTION = {"f": 23, "d": 52}
 _lock = threading.Lock()
 _alive: list[Any] = []
-_tables = threading.local()
+_tables: dict[str, list[Array]] = {"f": [], "d": []}
 
 
 def moments(values: Array) -> tuple[float, float, float, float]:
@@ -49,7 +49,7 @@ def moments(values: Array) -> tuple[float, float, float, float]:
         Contiguous, of float32 or float64, not empty.
     """
     found = np.empty(4)
-    _compiled("moments", values.dtype.name)(values, found)
+    _compiled("moments", values.dtype.char)(values, found)
     total, squares, least, largest = found.tolist()
     return total, squares, least, largest
 
@@ -64,11 +64,12 @@ class Counts:
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._name = dtype.name
-        # One table for each thread and dtype, empty between two uses; most of its pages are never touched.
-        table = _tables.__dict__.pop(self._name, None)
-        self._table = np.zeros(_LANES * (2 * _sign(self._name) + 1), np.uint32) if table is None else table
-        self._count, self._take = _compiled("count", self._name), _compiled("take", "float64")
+        self._dtype = dtype.char
+        # An empty table that was used before has the pages that it needs, a few of many.
+        with _lock:
+            free = _tables[self._dtype]
+            self._table = free.pop() if free else np.zeros(_LANES * (2 * _sign(self._dtype) + 1), np.uint32)
+        self._count, self._take = _compiled("count", self._dtype), _compiled("take", "d")
 
     def add(self, values: Array) -> None:
         """Count values, contiguous and finite; fewer than 2**32 until they are taken."""
@@ -84,7 +85,7 @@ class Counts:
         """
         keys, numbers = [], []
         if least <= 0:  # -0.0 is a negative value here
-            found, counts = self._rows(_sign(self._name), max(-largest, 0.0), -least)
+            found, counts = self._rows(_sign(self._dtype), max(-largest, 0.0), -least)
             keys.append(-found[::-1])
             numbers.append(counts[::-1])
         if largest >= 0:
@@ -94,22 +95,22 @@ class Counts:
                 keys[0], numbers[0] = keys[0][:-1], numbers[0][:-1]
             keys.append(found)
             numbers.append(counts)
-        _tables.__dict__[self._name] = self._table
+        with _lock:
+            _tables[self._dtype].append(self._table)
         return np.concatenate(keys), np.concatenate(numbers)
 
     def _rows(self, begin: int, least: float, largest: float) -> tuple[Array, Array]:
         """The occupied cells of values of these sizes, and their counts; `begin` is the row of the first one."""
         first, last = self._place(least), self._place(largest)
         keys, numbers, occupied = (np.empty(size, np.int64) for size in (last - first + 1, last - first + 1, 1))
-        lift = OFFSET - _BIAS[self._name] * CELLS
+        lift = OFFSET - _BIAS[self._dtype] * CELLS
         self._take(self._table[_LANES * begin :], first, last, lift, keys, numbers, occupied)
         return keys[: int(occupied[0])], numbers[: int(occupied[0])]
 
     def _place(self, size: float) -> int:
         """The row of the table of a positive value."""
-        name = self._name
-        bits = np.array(size, name).view(f"u{np.dtype(name).itemsize}")
-        shift = _FRACTION[name] - _CELL_BITS
+        bits = np.array(size, self._dtype).view("u4" if self._dtype == "f" else "u8")
+        shift = _FRACTION[self._dtype] - _CELL_BITS
         return (int(bits) + (1 << shift) - 1) >> shift
 
 
@@ -122,7 +123,7 @@ def cells(values: Array) -> Array:
         Contiguous, of float64, finite.
     """
     found = np.empty(values.shape, np.int64)
-    _compiled("cells", "float64")(values, found)
+    _compiled("cells", "d")(values, found)
     return found
 
 
@@ -146,9 +147,10 @@ def _compile(name: str, dtype: str) -> Any:
 
     from fastloss.engine import jit
 
-    values, floats = types.Array(getattr(types, dtype), 1, "C"), types.Array(types.float64, 1, "C")
+    values = types.Array(types.float32 if dtype == "f" else types.float64, 1, "C")
+    floats = types.Array(types.float64, 1, "C")
     integers, counts = types.Array(types.int64, 1, "C"), types.Array(types.uint32, 1, "C")
-    unsigned: Any = np.dtype(f"u{np.dtype(dtype).itemsize}").type
+    unsigned: Any = np.uint32 if dtype == "f" else np.uint64
     shift = unsigned(_FRACTION[dtype] - _CELL_BITS)
     below = unsigned((1 << int(shift)) - 1)
     lanes, one = unsigned(_LANES), np.uint32(1)
@@ -192,13 +194,13 @@ def _compile(name: str, dtype: str) -> Any:
     def take(table: Any, first: Any, last: Any, lift: Any, keys: Any, numbers: Any, occupied: Any) -> None:
         end, zeros = 0, 0
         for row in range(first, last + 1):
-            lane = table[row * _LANES : (row + 1) * _LANES]
-            number = np.int64(0)
-            for i in range(_LANES):
-                number += np.int64(lane[i])
+            place = np.uint64(_LANES * row)
+            number: Any = np.int64(0)
+            for lane in range(_LANES):
+                number += np.int64(table[place + np.uint64(lane)])
             if number:
-                for i in range(_LANES):
-                    lane[i] = 0
+                for lane in range(_LANES):
+                    table[place + np.uint64(lane)] = 0
                 if row <= CELLS:  # what is subnormal counts as 0
                     zeros += number
                     keys[0], numbers[0] = 0, zeros

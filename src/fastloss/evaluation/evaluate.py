@@ -1,7 +1,8 @@
 """`fastloss.evaluate`: a loss over data of any size, in one pass and constant memory.
 
-A reader thread brings the data, batch by batch. Each batch goes to a pool of threads, where one at a time computes and
-summarises its blocks with serial kernels, which release the GIL; the summaries are added in the order of the data.
+A reader thread brings the data, batch by batch, if they are not in memory. Each batch goes to a pool of threads, one of
+which computes and summarises its blocks with serial kernels, which release the GIL; the summaries are added in the
+order of the data.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
@@ -252,21 +253,12 @@ class Run:
         report: Progress,
     ) -> State:
         saved = time.monotonic()
-        waiting: deque[Future[list[State]]] = deque()
         with ExitStack() as stack:
-            reader = stack.enter_context(closing(_Reader(self._batches(state.samples if state else 0, encoder))))
-            pool = stack.enter_context(ThreadPoolExecutor(self._workers, "fastloss-evaluate"))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            more = True
-            while more or waiting:
-                while more and len(waiting) <= self._workers:
-                    batch = reader.next()
-                    more = batch is not None
-                    if batch is not None:
-                        waiting.append(pool.submit(states, self._scheme, batch))
-                if not waiting:
-                    break
-                for part in waiting.popleft().result():
+            batches: Iterable[Batch] = self._batches(state.samples if state else 0, encoder)
+            if "group_by" in self._columns or not all(column.at_hand for column in self._columns.values()):
+                batches = stack.enter_context(closing(_Reader(batches)))
+            for found in stack.enter_context(closing(self._states(batches))):
+                for part in found:
                     if state is None:
                         state = State([None if reading is None else Partial.empty() for reading in part.readings])
                     state.add(part, self._scheme.top_k)
@@ -278,6 +270,24 @@ class Run:
         if state is None:
             raise ValueError(f"there is no sample to evaluate: {self._columns['y_pred'].place} is empty")
         return state
+
+    def _states(self, batches: Iterable[Batch]) -> Generator[list[State], None, None]:
+        """The summaries of all blocks in the order of the data, a batch at a time."""
+        if self._workers == 1:
+            for batch in batches:
+                yield states(self._scheme, batch)
+            return
+        waiting: deque[Future[list[State]]] = deque()
+        with ThreadPoolExecutor(self._workers, "fastloss-evaluate") as pool:
+            try:
+                for batch in batches:
+                    waiting.append(pool.submit(states, self._scheme, batch))
+                    if len(waiting) > self._workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _batches(self, start: int, encoder: sources.Encoder) -> Iterator[Batch]:
         """Batches of whole blocks, with all columns in step."""
@@ -385,7 +395,7 @@ def _peeked(column: sources.Column) -> tuple[Array, sources.Column]:
 class _Reader:
     """A thread that reads ahead: two batches wait while others are computed."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch]) -> None:
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(2)
         self._batches, self._stopped = batches, threading.Event()
         self._thread = threading.Thread(target=self._read, name="fastloss-reader", daemon=True)
@@ -410,12 +420,11 @@ class _Reader:
             return True
         return False
 
-    def next(self) -> Batch | None:
-        """The next batch; None after the last."""
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+    def __iter__(self) -> Iterator[Batch]:
+        while (found := self._queue.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
 
     def close(self) -> None:
         """Stop reading."""

@@ -142,16 +142,8 @@ class Partial:
         """Make one array each of `cells` and `numbers`."""
         if not self.cells:
             return
-        keys, numbers = np.concatenate(self.cells), np.concatenate(self.numbers)
-        # Float sums of whole numbers: exact up to 2**53 losses.
-        first = int(keys.min()) if keys.size else 0
-        if keys.size and int(keys.max()) - first < 8 * keys.size:  # of few groups, where sorting takes ten times as long
-            table = np.bincount(keys - first, numbers)
-            keys = np.flatnonzero(table)
-            self.cells, self.numbers = [keys + first], [table[keys].astype(np.int64)]
-            return
-        keys, places = np.unique(keys, return_inverse=True)
-        self.cells, self.numbers = [keys], [np.bincount(places, numbers, len(keys)).astype(np.int64)]
+        keys, numbers = _tallied(np.concatenate(self.cells), np.concatenate(self.numbers))
+        self.cells, self.numbers = [keys], [numbers]
 
     def histogram(self, row: int) -> tuple[Array, Array]:
         """The cells of a row, ascending, and how many losses each holds."""
@@ -296,9 +288,7 @@ def summary(
     return part
 
 
-def _moments(
-    part: Partial, x: Array, known: tuple[float, ...], weights: Array | None, rows: Array | None
-) -> None:
+def _moments(part: Partial, x: Array, known: tuple[float, ...], weights: Array | None, rows: Array | None) -> None:
     """Scale, mean and scatter of `x`; `known` are its sum and the squares around its mean, `weights` are squared."""
     table, size = part.floats, x.size
     weighing = None if weights is None else weights * weights
@@ -347,7 +337,7 @@ def _tallied(keys: Array, numbers: Array | None = None) -> tuple[Array, Array]:
 
 def _floats(losses: Array) -> Array:
     """Losses in float32 or float64."""
-    return losses if losses.dtype.name in ("float32", "float64") else losses.astype(np.float64)
+    return losses if losses.dtype.char in "fd" else losses.astype(np.float64)
 
 
 def _add(
