@@ -40,18 +40,17 @@ _alive: list[Any] = []
 _tables: dict[str, list[Array]] = {"f": [], "d": []}
 
 
-def moments(values: Array) -> tuple[float, float, float, float]:
+def moments(values: Array, out: Array) -> None:
     """Sum, sum of squares around the mean, minimum and maximum; the sum is not finite if a value is not.
 
     Parameters
     ----------
     values : numpy.ndarray
         Contiguous, of float32 or float64, not empty.
+    out : numpy.ndarray
+        Where the four are written: contiguous, of float64.
     """
-    found = np.empty(4)
-    _compiled("moments", values.dtype.char)(values, found)
-    total, squares, least, largest = found.tolist()
-    return total, squares, least, largest
+    _compiled("moments", values.dtype.char)(values, out)
 
 
 class Counts:

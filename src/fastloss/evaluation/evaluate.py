@@ -23,7 +23,7 @@ import numpy as np
 from fastloss.engine import threads
 from fastloss.evaluation import checkpoint as checkpoints
 from fastloss.evaluation import sources
-from fastloss.evaluation.blocks import Scheme, block_samples, noting, pieces
+from fastloss.evaluation.blocks import Noting, Scheme, block_samples, pieces
 from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import ALL, Partial, State
 from fastloss.evaluation.progress import Progress, reporter
@@ -352,7 +352,7 @@ def states(scheme: Scheme, batch: Batch) -> list[State]:
             found.append(whole)
             continue
         for part in pieces(begin, end):
-            with noting(batch.start + part.start, batch.start + part.stop):
+            with Noting(batch.start + part.start, batch.start + part.stop):
                 piece = scheme.summarise(
                     y[part],
                     p[part],

@@ -155,28 +155,30 @@ class Partial:
         return (keys[first:last] & ((1 << _SPAN) - 1)) - _MIDDLE, numbers[first:last]
 
 
-def plain_summary(pieces: Iterable[Array], top_k: int) -> Partial | None:
+def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | None:
     """Summarise one block of losses that all count alike; None if one of them is not finite.
 
     Parameters
     ----------
     pieces : iterable of numpy.ndarray
         The losses, samples along the first axis, as many at a time as stay in cache.
+    most : int
+        How many pieces there are at most.
     top_k : int
         How many of the largest losses to keep.
     """
-    part, found, seen = Partial.empty(), [], 0
+    part, figures = Partial.empty(), np.empty((most, 4))
+    sizes: list[int] = []
     counts: sketch.Counts | None = None
-    for losses in pieces:
+    for number, losses in enumerate(pieces):
         values = _floats(losses.ravel())
         if counts is None:
             counts = sketch.Counts(values.dtype)
             part.inner = () if losses.size == len(losses) else losses.shape[1:]
-        found.append((values.size, *sketch.moments(values)))
-        if not math.isfinite(found[-1][1]):
+        sketch.moments(values, figures[number])
+        if not math.isfinite(figures[number, 0]):
             return None
         counts.add(values)
-        part.samples += len(losses)
         if top_k:
             # Of equal losses the first is kept, so only larger ones are of interest once there are enough.
             enough = part.worst.size == top_k
@@ -184,18 +186,20 @@ def plain_summary(pieces: Iterable[Array], top_k: int) -> Partial | None:
             worst, where, whose = _worst(values[places], places, None, top_k)
             part.worst, part.where, part.whose = largest(
                 np.concatenate([part.worst, worst]),
-                np.concatenate([part.where, where + seen]),
+                np.concatenate([part.where, where + sum(sizes)]),
                 np.concatenate([part.whose, whose]),
                 top_k,
             )
-        seen += values.size
+        sizes.append(values.size)
+        part.samples += len(losses)
+        del losses, values  # so that the next ones take their memory, which is in cache
     assert counts is not None
-    sizes, totals, squares, least, most = np.array(found).T
-    count, total = sizes.sum(), totals.sum()
+    totals, squares, least, high = figures[: len(sizes)].T
+    count, total = sum(sizes), totals.sum()
     with np.errstate(over="ignore"):
         apart = totals / sizes - total / count
         scatter = squares.sum() + (sizes * apart * apart).sum()
-    part.floats[0] = total, count, count, total, scatter, 0.0, least.min(), most.max()
+    part.floats[0] = total, count, count, total, scatter, 0.0, least.min(), high.max()
     part.counts[0, COUNT] = count
     cells, numbers = counts.take(*part.floats[0, [LEAST, LARGEST]].tolist())
     part.cells, part.numbers = [cells + _MIDDLE], [numbers]
@@ -257,7 +261,7 @@ def summary(
         shares = values if weights is None else values * weights
     if top_k:
         part.worst, part.where, part.whose = _worst(values, places, rows, top_k)
-    found = sketch.moments(shares) if shares.size else (0.0, 0.0, 0.0, 0.0)
+    found = _figures(shares)
     if not math.isfinite(found[0]):
         for column, found in (
             (NAN, np.isnan(shares)),
@@ -274,12 +278,11 @@ def summary(
         values, shares = values[finite], shares[finite]
         weights = None if weights is None else weights[finite]
         rows = None if rows is None else rows[finite]
-        if shares.size:
-            found = sketch.moments(shares)
+        found = _figures(shares)
     if values.size:
         with np.errstate(over="ignore", invalid="ignore"):
             _add(part, WEIGHT, 1.0 if spread is None else spread, rows, values.size)
-            own = found if weights is None else sketch.moments(values)
+            own = found if weights is None else _figures(values)
             part.floats[0, LEAST:] = own[2:]
             x, moments = (values, own) if by_weight else (shares, found)
             _add(part, SUM, shares, rows, values.size, found[0])
@@ -333,6 +336,14 @@ def _tallied(keys: Array, numbers: Array | None = None) -> tuple[Array, Array]:
         return (rows << _SPAN) + cells - rows * width + first, table[cells].astype(np.int64)
     keys, places = np.unique(keys, return_inverse=True)
     return keys, np.bincount(places, numbers).astype(np.int64)
+
+
+def _figures(values: Array) -> tuple[float, ...]:
+    """Sum, squares around the mean, minimum and maximum."""
+    found = np.zeros(4)
+    if values.size:
+        sketch.moments(values, found)
+    return tuple(found.tolist())
 
 
 def _floats(losses: Array) -> Array:
