@@ -156,7 +156,7 @@ class Partial:
 
 
 def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | None:
-    """Summarise one block of losses that all count alike; None if one of them is not finite.
+    """Summarise one block of losses that all count alike; None if there is none, or one that is not finite.
 
     Parameters
     ----------
@@ -172,6 +172,8 @@ def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | N
     counts: sketch.Counts | None = None
     for number, losses in enumerate(pieces):
         values = _floats(losses.ravel())
+        if not values.size:
+            return None
         if counts is None:
             counts = sketch.Counts(values.dtype)
             part.inner = () if losses.size == len(losses) else losses.shape[1:]
@@ -194,14 +196,16 @@ def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | N
         part.samples += len(losses)
         del losses, values  # so that the next ones take their memory, which is in cache
     assert counts is not None
-    totals, squares, least, high = figures[: len(sizes)].T
-    count, total = sum(sizes), totals.sum()
-    with np.errstate(over="ignore"):
-        apart = totals / sizes - total / count
-        scatter = squares.sum() + (sizes * apart * apart).sum()
-    part.floats[0] = total, count, count, total, scatter, 0.0, least.min(), high.max()
+    rows = figures[: len(sizes)].tolist()
+    count, total = sum(sizes), sum(row[0] for row in rows)
+    scatter = 0.0
+    for size, (of_piece, squares, *_) in zip(sizes, rows, strict=True):
+        apart = of_piece / size - total / count
+        scatter += squares + size * apart * apart
+    least, greatest = min(row[2] for row in rows), max(row[3] for row in rows)
+    part.floats[0] = total, count, count, total, scatter, 0.0, least, greatest
     part.counts[0, COUNT] = count
-    cells, numbers = counts.take(*part.floats[0, [LEAST, LARGEST]].tolist())
+    cells, numbers = counts.take(least, greatest)
     part.cells, part.numbers = [cells + _MIDDLE], [numbers]
     return part
 
