@@ -31,6 +31,7 @@ CELLS = 128
 OFFSET = 1023 * CELLS
 """The cell of 1; that of a negative value is minus that of its size, and 0 has those of no normal float64."""
 
+_NO_TABLE = np.empty(0, np.uint32)
 _LANES = 4
 _CELL_BITS = 7
 _BIAS = {"f": 127, "d": 1023}
@@ -50,7 +51,7 @@ def moments(values: Array, out: Array) -> None:
     out : numpy.ndarray
         Where the four are written: contiguous, of float64.
     """
-    _compiled("moments", values.dtype.char)(values, out)
+    _compiled("tally", values.dtype.char)(values, _NO_TABLE, out)
 
 
 class Counts:
@@ -68,11 +69,14 @@ class Counts:
         with _lock:
             free = _tables[self._dtype]
             self._table = free.pop() if free else np.zeros(_LANES * (2 * _sign(self._dtype) + 1), np.uint32)
-        self._count, self._take = _compiled("count", self._dtype), _compiled("take", "d")
+        self._tally, self._take = _compiled("tally", self._dtype), _compiled("take", "d")
 
-    def add(self, values: Array) -> None:
-        """Count values, contiguous and finite; fewer than 2**32 until they are taken."""
-        self._count(values, self._table)
+    def add(self, values: Array, out: Array) -> None:
+        """Count values, fewer than 2**32 until they are taken, and do as `moments`.
+
+        If the sum shows that some are not finite, this object is of no more use.
+        """
+        self._tally(values, self._table, out)
 
     def take(self, least: float, largest: float) -> tuple[Array, Array]:
         """The occupied cells, ascending, and how many values are in each: the end of this object.
@@ -154,8 +158,19 @@ def _compile(name: str, dtype: str) -> Any:
     below = unsigned((1 << int(shift)) - 1)
     lanes, one = unsigned(_LANES), np.uint32(1)
 
-    def moments(values: Any, out: Any) -> None:
-        total, squares, count, mean = 0.0, 0.0, 0.0, 0.0
+    @jit.inner_loop
+    def count(values: Any, table: Any) -> None:
+        bits = values.view(unsigned)
+        rounds = bits.size // _LANES
+        for i in range(rounds):
+            for lane in range(_LANES):
+                place = (bits[np.uint64(_LANES * i + lane)] + below) >> shift
+                table[place * lanes + unsigned(lane)] += one
+        for i in range(rounds * _LANES, bits.size):
+            table[((bits[i] + below) >> shift) * lanes] += one
+
+    def tally(values: Any, table: Any, out: Any) -> None:
+        total, squares, number, mean = 0.0, 0.0, 0.0, 0.0
         least, largest = -values[0], values[0]
         for start in range(0, values.size, CHUNK):
             # Of a slice LLVM knows that no index is negative; of indices from `start` on it makes a gather.
@@ -174,21 +189,13 @@ def _compile(name: str, dtype: str) -> Any:
             # The scatter of the mean between the parts: Chan, Golub, LeVeque.
             between = centre - mean
             squares += around
-            squares += between * between * (count * size / (count + size))
-            count += size
+            squares += between * between * (number * size / (number + size))
+            number += size
             total += part
-            mean = total / count
+            mean = total / number
+            if table.size:
+                count(chunk, table)
         out[0], out[1], out[2], out[3] = total, squares, -least, largest
-
-    def count(values: Any, table: Any) -> None:
-        bits = values.view(unsigned)
-        rounds = bits.size // _LANES
-        for i in range(rounds):
-            for lane in range(_LANES):
-                place = (bits[np.uint64(_LANES * i + lane)] + below) >> shift
-                table[place * lanes + unsigned(lane)] += one
-        for i in range(rounds * _LANES, bits.size):
-            table[((bits[i] + below) >> shift) * lanes] += one
 
     def take(table: Any, first: Any, last: Any, lift: Any, keys: Any, numbers: Any, occupied: Any) -> None:
         end, zeros = 0, 0
@@ -218,8 +225,7 @@ def _compile(name: str, dtype: str) -> Any:
             out[i] = -found if bits[i] < 0 else found
 
     function, arguments = {
-        "moments": (moments, (values, floats)),
-        "count": (count, (values, counts)),
+        "tally": (tally, (values, counts, floats)),
         "take": (take, (counts, *[types.int64] * 3, integers, integers, integers)),
         "cells": (cells, (values, integers)),
     }[name]

@@ -177,10 +177,9 @@ def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | N
         if counts is None:
             counts = sketch.Counts(values.dtype)
             part.inner = () if losses.size == len(losses) else losses.shape[1:]
-        sketch.moments(values, figures[number])
+        counts.add(values, figures[number])
         if not math.isfinite(figures[number, 0]):
             return None
-        counts.add(values)
         if top_k:
             # Of equal losses the first is kept, so only larger ones are of interest once there are enough.
             enough = part.worst.size == top_k
@@ -286,12 +285,10 @@ def summary(
     if values.size:
         with np.errstate(over="ignore", invalid="ignore"):
             _add(part, WEIGHT, 1.0 if spread is None else spread, rows, values.size)
-            own = found if weights is None else _figures(values)
-            part.floats[0, LEAST:] = own[2:]
-            x, moments = (values, own) if by_weight else (shares, found)
             _add(part, SUM, shares, rows, values.size, found[0])
+            own = _count(part, values, rows)
+            x, moments = (values, own) if by_weight else (shares, found)
             _moments(part, x, moments, weights if by_weight else None, rows)
-            _count(part, values, rows)
     return part
 
 
@@ -310,11 +307,12 @@ def _moments(part: Partial, x: Array, known: tuple[float, ...], weights: Array |
         table[1:, SQUARES] = np.bincount(rows, squares, len(table))[1:]
 
 
-def _count(part: Partial, values: Array, rows: Array | None) -> None:
-    """Cells of finite losses, and the extremes of groups."""
-    counts = sketch.Counts(values.dtype)
-    counts.add(values)
-    cells, numbers = counts.take(*part.floats[0, [LEAST, LARGEST]].tolist())
+def _count(part: Partial, values: Array, rows: Array | None) -> tuple[float, ...]:
+    """Cells and extremes of finite losses; returns what `_figures` does."""
+    counts, figures = sketch.Counts(values.dtype), np.empty(4)
+    counts.add(values, figures)
+    part.floats[0, LEAST:] = figures[2:]
+    cells, numbers = counts.take(*figures[2:].tolist())
     part.cells, part.numbers = [cells + _MIDDLE], [numbers]
     if rows is not None:
         np.minimum.at(part.floats[:, LEAST], rows, values)
@@ -322,6 +320,7 @@ def _count(part: Partial, values: Array, rows: Array | None) -> None:
         keys, numbers = _tallied((rows << _SPAN) + sketch.cells(values) + _MIDDLE)
         part.cells.append(keys)
         part.numbers.append(numbers)
+    return tuple(figures.tolist())
 
 
 def _tallied(keys: Array, numbers: Array | None = None) -> tuple[Array, Array]:
