@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastloss.evaluation.partial import ALL, Partial, State, plain_summary, summary
+from fastloss.evaluation.partial import ALL, Partial, State, plain_summary, summary, swept_summary
 from fastloss.losses import identifiers, reductions
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import KernelLoss, Loss
@@ -125,8 +126,23 @@ class Scheme:
                 with Noting(start + part.start, start + part.stop):
                     yield self._losses(y[part], p[part], None)
 
-        part = plain_summary(losses(), len(parts), self.top_k)
+        part = self._swept(y, p) if not self.top_k else None
+        if part is None:
+            part = plain_summary(losses(), len(parts), self.top_k)
         return None if part is None else State([part])
+
+    def _swept(self, y: Array, p: Array) -> Partial | None:
+        """The summary of one block in one call of compiled code; None where that cannot be, or finds something odd."""
+        if not isinstance(self.loss, KernelLoss) or not (p.flags.c_contiguous and y.flags.c_contiguous):
+            return None
+        first = y[:PIECE_SAMPLES], p[:PIECE_SAMPLES]
+        plan = self.loss._ready(*first)
+        if plan is None:
+            with suppress(TypeError, ValueError):  # which come again, with the samples' numbers
+                self._losses(*first, None)
+            plan = self.loss._ready(*first)
+        sweep = None if plan is None else plan.sweep(y, p)
+        return None if sweep is None or not len(sweep.p) else swept_summary(sweep, len(p))
 
     def summarise(
         self,

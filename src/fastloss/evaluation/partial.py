@@ -18,6 +18,7 @@ import numpy as np
 
 from fastloss.engine import sketch
 from fastloss.losses.arrays import Array
+from fastloss.losses.plan import Sweep
 
 ACCURACY = math.tanh(0.5 / sketch.CELLS)
 """The relative error of quantiles at most, 0.4 %: with it ``ddsketch.mapping.LinearlyInterpolatedMapping`` has as many
@@ -195,7 +196,23 @@ def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | N
         part.samples += len(losses)
         del losses, values  # so that the next ones take their memory, which is in cache
     assert counts is not None
-    rows = figures[: len(sizes)].tolist()
+    return _combined(part, figures[: len(sizes)].tolist(), sizes, counts)
+
+
+def swept_summary(sweep: Sweep, samples: int) -> Partial | None:
+    """The same of the losses of a kernel; None if there is a bad label, too."""
+    count = len(sweep.p)
+    sizes = [min(sweep.rows, count - start) for start in range(0, count, sweep.rows)]
+    counts, figures = sketch.Counts(sweep.dtype), np.empty((len(sizes), 4))
+    if counts.sweep(*sweep[:5], figures) < len(sizes):
+        return None
+    part = Partial.empty(inner=() if count == samples else sweep.inner)
+    part.samples = samples
+    return _combined(part, figures.tolist(), sizes, counts)
+
+
+def _combined(part: Partial, rows: list[list[float]], sizes: list[int], counts: sketch.Counts) -> Partial:
+    """Fill in what was found in each piece."""
     count, total = sum(sizes), sum(row[0] for row in rows)
     scatter = 0.0
     for size, (of_piece, squares, *_) in zip(sizes, rows, strict=True):
