@@ -461,7 +461,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(tmp_path):
 
     def done():
         with np.load(tmp_path / "state") as arrays:
-            return json.loads(str(arrays["about"]))["readings"][0]["samples"]
+            return json.loads(str(arrays["about"]))["states"][0][0]["samples"]
 
     reached = [0]
     for _ in range(3):
@@ -543,8 +543,46 @@ def test_dask_collections():
         fastloss.evaluate("mae", "x", "p", data=frame)
     with pytest.raises(ValueError, match="known lengths"):
         fastloss.evaluate("mae", chosen["y"], P[:, 0])
-    with pytest.raises(ValueError, match="checkpoint"):
-        fastloss.evaluate("mae", y, p, checkpoint="state")
+
+
+DASK_PROGRAM = """
+import sys, time
+import dask.array as da
+import numpy as np
+import fastloss
+folder, pause = sys.argv[1], float(sys.argv[2])
+y, p = (da.from_array(np.load(f"{folder}/{name}.npy"), chunks=(50, 3)) for name in "yp")
+slow = p.map_blocks(lambda part: time.sleep(pause) or part, dtype=p.dtype)
+found = fastloss.evaluate("huber", y, slow, top_k=4, scheduler="threads", checkpoint=f"{folder}/dask")
+print(found.to_json())
+"""
+
+
+def test_a_killed_evaluation_with_dask_goes_on_to_the_same_result(tmp_path):
+    da = pytest.importorskip("dask.array")
+    for name, array in (("y", Y), ("p", P)):
+        np.save(tmp_path / f"{name}.npy", array)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(pause):
+        command = [sys.executable, "-c", DASK_PROGRAM, str(tmp_path), str(pause)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    process = start(0.1)
+    while not (tmp_path / "dask").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with np.load(tmp_path / "dask") as arrays:
+        about = json.loads(str(arrays["about"]))
+    assert not about["finished"]
+    assert 0 < len(about["states"]) < 13
+    resumed = start(0).communicate()[0]
+    y, p = (da.from_array(array, chunks=(50, 3)) for array in (Y, P))
+    assert resumed.strip() == fastloss.evaluate("huber", y, p, top_k=4, scheduler="threads").to_json()
+    with pytest.raises(ValueError, match="that of another evaluation: its loss"):
+        fastloss.evaluate("mae", y, p, checkpoint=tmp_path / "dask", top_k=4)
 
 
 def test_a_cluster_of_processes_loses_a_worker(stored):

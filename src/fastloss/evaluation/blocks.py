@@ -101,6 +101,15 @@ class Scheme:
         """Whether the loss itself says that some samples do not count."""
         return loss._options.get("ignore_class") is not None
 
+    def task(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What tells one evaluation from another; `data` tells the arguments."""
+        try:
+            loss = identifiers.serialize(self.loss)
+        except ValueError:
+            loss = repr(self.loss)
+        own = {"loss": loss, "reduction": self.reduction, "top_k": self.top_k, "weight": self.constant}
+        return {**own, **data}
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse predictions, of this shape without the first axis, that the loss would not take sample by sample."""
         loss = self.loss

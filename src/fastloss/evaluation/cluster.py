@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fastloss.engine import threads
 from fastloss.evaluation import sources
 from fastloss.evaluation.blocks import Scheme, block_samples
+from fastloss.evaluation.checkpoint import Checkpoint
 from fastloss.evaluation.evaluate import Batch, check_lengths, states
 from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import Partial, State
@@ -33,7 +35,9 @@ def concerns(values: list[Any]) -> bool:
     return any(type(value).__module__.partition(".")[0].startswith("dask") for value in values)
 
 
-def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any) -> State:
+def evaluate(
+    scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any, checkpoint: Any
+) -> State:
     """Compute with Dask.
 
     Parameters
@@ -48,9 +52,12 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
         An address or the name of one of Dask's own schedulers; None for the current one.
     progress : bool, callable or None
         As `fastloss.evaluate` takes it.
+    checkpoint : path or None
+        Where the state is kept.
     """
     with needs("dask", "cluster"):
         import dask
+        from dask.delayed import delayed
 
     with ExitStack() as stack:
         if scheduler is not None and "://" in scheduler:
@@ -64,21 +71,71 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
                     f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
                 )
             stack.enter_context(dask.config.set(scheduler=scheduler))
-        task = _graph(scheme, inputs, data)
+        leaves, task = _graph(scheme, inputs, data)
         if progress is True:
-            from dask.diagnostics.progress import ProgressBar
-
-            # Of local schedulers; a cluster has its dashboard.
-            stack.enter_context(ProgressBar(out=sys.stderr))  # type: ignore[no-untyped-call]
-        state = task.compute()
+            stack.enter_context(_bar())
+        if checkpoint is None:
+            state = _tree(leaves, delayed(_add, pure=False), scheme.top_k).compute() if leaves else None
+        else:
+            state = _kept(leaves, scheme, Checkpoint(checkpoint, scheme.task(task)))
     if state is None:
         raise ValueError("there is no sample to evaluate: `y_pred` is empty")
     assert isinstance(state, State)
     return state
 
 
-def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
-    """The task whose result is the summary of all data."""
+def _kept(leaves: list[Any], scheme: Scheme, checkpoint: Checkpoint) -> State | None:
+    """The same as of the tree, a branch of which is written down as soon as it and those before it are finished.
+
+    Some branches are computed at once, so that all workers have work, and have results when they are done: what a kill
+    costs is those branches. How many they are does not change which summaries are added.
+    """
+    import dask
+    from dask.delayed import delayed
+
+    found = checkpoint.load()
+    done, finished = (found[0], found[2]) if found is not None else ([], False)
+    if not finished:
+        add = delayed(_add, pure=False)
+        branches = [add(leaves[i : i + BRANCHES], scheme.top_k) for i in range(0, len(leaves), BRANCHES)]
+        step = -(-2 * _workers() // BRANCHES)
+        while len(done) < len(branches):
+            done += dask.compute(*branches[len(done) : len(done) + step])
+            checkpoint.save(done, sources.Encoder(), False)
+        while len(done) > 1:
+            done = [_add(done[i : i + BRANCHES], scheme.top_k) for i in range(0, len(done), BRANCHES)]
+        checkpoint.save(done, sources.Encoder(), True)
+    return done[0] if done else None
+
+
+def _workers() -> int:
+    """How many tasks the current scheduler runs at once."""
+    if "distributed" in sys.modules:
+        from distributed import get_client
+
+        try:
+            return max(1, sum(get_client().nthreads().values()))  # type: ignore[no-untyped-call]
+        except ValueError:  # there is no client
+            pass
+    return threads.available()
+
+
+def _tree(level: list[Any], add: Any, top_k: int) -> Any:
+    """The task that adds all summaries."""
+    while len(level) > 1:
+        level = [add(level[i : i + BRANCHES], top_k) for i in range(0, len(level), BRANCHES)]
+    return level[0]
+
+
+def _bar() -> Any:
+    """Dask's bar of local schedulers; a cluster has its dashboard."""
+    from dask.diagnostics.progress import ProgressBar
+
+    return ProgressBar(out=sys.stderr)  # type: ignore[no-untyped-call]
+
+
+def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The tasks whose results are the summaries of partitions, and what a checkpoint compares."""
     from dask.delayed import delayed
 
     collections: dict[str, Any] = {}
@@ -103,14 +160,14 @@ def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
     shape = getattr(collections.get("y_pred"), "shape", None)
     if shape is not None:
         scheme.check_shape(tuple(shape[1:]))
-    summarise, add = delayed(_summarise, pure=False), delayed(_add, pure=False)
-    level = [
-        summarise(scheme, number, {name: found[number] for name, found in pieces.items()})
-        for number in range(len(pieces["y_pred"]))
-    ]
-    while len(level) > 1:
-        level = [add(level[i : i + BRANCHES], scheme.top_k) for i in range(0, len(level), BRANCHES)]
-    return level[0] if level else delayed(None)
+    summarise = delayed(_summarise, pure=False)
+    numbers = range(len(pieces["y_pred"]))
+    leaves = [summarise(scheme, number, {name: found[number] for name, found in pieces.items()}) for number in numbers]
+    task: dict[str, Any] = {
+        name: [str(getattr(value, "dtype", None)), getattr(value, "npartitions", None)]
+        for name, value in collections.items()
+    }
+    return leaves, {**task, **{name: repr(type(value)) for name, value in others.items()}, "partitions": sizes}
 
 
 def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[int] | None, list[Any]]:

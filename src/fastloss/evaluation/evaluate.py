@@ -28,7 +28,7 @@ from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import ALL, Partial, State
 from fastloss.evaluation.progress import Progress, reporter
 from fastloss.evaluation.result import Evaluation
-from fastloss.losses import arrays, identifiers
+from fastloss.losses import arrays
 from fastloss.losses.arrays import Array
 from fastloss.settings import floatx
 
@@ -82,7 +82,7 @@ def evaluate(
         Samples read at once. It changes memory and speed, not the result.
     checkpoint : path, optional
         Where the state is kept, so that a call with the same arguments goes on where an earlier one was killed; a
-        finished one returns its result. Delete the file to start anew. Not for Dask.
+        finished one returns its result. Delete the file to start anew.
     progress : bool or callable, optional
         True draws a bar on standard error; a function is called with the samples done and their number, None if it is
         not known. A ``distributed`` cluster shows its progress on its dashboard instead.
@@ -147,9 +147,7 @@ def evaluate(
     from fastloss.evaluation import cluster
 
     if scheduler is not None or cluster.concerns([*inputs.values(), data]):
-        if checkpoint is not None:
-            raise ValueError("`checkpoint` is not for Dask, whose scheduler repeats what a worker loses")
-        return Evaluation.of(scheme, cluster.evaluate(scheme, inputs, data, scheduler, progress).result)
+        return Evaluation.of(scheme, cluster.evaluate(scheme, inputs, data, scheduler, progress, checkpoint).result)
 
     shared: dict[int, sources.Shared] = {}
     default = arrays.compute_dtypes(scheme.loss._dtype or floatx(), y_pred)[0]
@@ -157,7 +155,9 @@ def evaluate(
     run = Run(scheme, columns, samples, n_threads)
     kept = None
     if checkpoint is not None:
-        kept = checkpoints.Checkpoint(checkpoint, _task(scheme, columns))
+        kept = checkpoints.Checkpoint(
+            checkpoint, scheme.task({name: column.identity() for name, column in columns.items()})
+        )
     with reporter(progress, run.length) as report:
         return Evaluation.of(scheme, run(kept, report))
 
@@ -176,21 +176,6 @@ def _batch_size(value: Any) -> int | None:
     if isinstance(value, str):
         raise ValueError(f"`batch_size` must be a positive integer or 'auto', got {value!r}")
     return _whole("batch_size", value, 1)
-
-
-def _task(scheme: Scheme, columns: dict[str, sources.Column]) -> dict[str, Any]:
-    """What tells one evaluation from another."""
-    try:
-        loss = identifiers.serialize(scheme.loss)
-    except ValueError:
-        loss = repr(scheme.loss)
-    return {
-        "loss": loss,
-        "reduction": scheme.reduction,
-        "top_k": scheme.top_k,
-        "weight": scheme.constant,
-        **{name: column.identity() for name, column in columns.items()},
-    }
 
 
 class Batch(NamedTuple):
@@ -235,13 +220,13 @@ class Run:
         if checkpoint is not None:
             found = checkpoint.load()
             if found is not None:
-                state, encoder, finished = found
+                (state,), encoder, finished = found
         if state is not None:
             report(state.samples)
         if not finished:
             state = self._compute(state, encoder, checkpoint, report)
             if checkpoint is not None:
-                checkpoint.save(state, encoder, True)
+                checkpoint.save([state], encoder, True)
         assert state is not None
         return state.result
 
@@ -265,7 +250,7 @@ class Run:
                 assert state is not None
                 report(state.samples)
                 if checkpoint is not None and time.monotonic() - saved >= checkpoints.EVERY:
-                    checkpoint.save(state, encoder, False)
+                    checkpoint.save([state], encoder, False)
                     saved = time.monotonic()
         if state is None:
             raise ValueError(f"there is no sample to evaluate: {self._columns['y_pred'].place} is empty")
