@@ -524,7 +524,9 @@ def test_dask_collections():
     y, p, w = (da.from_array(array, chunks=1000) for array in (Y, P, WEIGHT))
     expected = evaluated()
     options = {"mask": MASK, "group_by": GROUPS, "top_k": 5}
-    found = fastloss.evaluate("huber", y, p, w, **options)
+    told = []
+    found = fastloss.evaluate("huber", y, p, w, progress=lambda *done: told.append(done), **options)
+    assert sorted(told) == told == [(1000 * k, SAMPLES) for k in range(1, 6)]
     assert everything(found) == everything(fastloss.evaluate("huber", y, p, w, scheduler="synchronous", **options))
     assert found.worst == expected.worst
     assert found.quantile([0.1, 0.9]) == expected.quantile([0.1, 0.9])
@@ -603,8 +605,11 @@ def test_a_cluster_of_processes_loses_a_worker(stored):
         victim = next(iter(client.run(os.getpid).values()))
         killed = threading.Timer(0.6, os.kill, (victim, signal.SIGKILL))
         killed.start()
-        found = fastloss.evaluate("huber", y, p.map_blocks(slowly, dtype=p.dtype), top_k=3)
+        told = []
+        slow = p.map_blocks(slowly, dtype=p.dtype)
+        found = fastloss.evaluate("huber", y, slow, top_k=3, progress=lambda *done: told.append(done))
         assert killed.finished.is_set()
+        assert told == [(250 * k, SAMPLES) for k in range(1, 21)]
         assert everything(found) == expected
         assert victim not in client.run(os.getpid).values()
         address = cluster.scheduler_address
@@ -612,6 +617,33 @@ def test_a_cluster_of_processes_loses_a_worker(stored):
         local = fastloss.evaluate("huber", "y", "p", "w", data=stored / "t.parquet", group_by="g")
         assert files.value == pytest.approx(local.value, rel=1e-14)
         assert list(files.groups) == list(local.groups)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cells_are_those_of_the_library(dtype):
+    from ddsketch.mapping import LinearlyInterpolatedMapping
+
+    from fastloss.engine import sketch
+
+    mapping = LinearlyInterpolatedMapping(partial.ACCURACY)
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=4099) * 10.0 ** rng.uniform(-12, 12, 4099)).astype(dtype)
+    expected = {}
+    for value in values.tolist():
+        cell = int(math.copysign(mapping.key(abs(value)) + sketch.OFFSET, value))
+        expected[cell] = expected.get(cell, 0) + 1
+    values = np.concatenate([values, np.array([0.0, -0.0, np.finfo(dtype).tiny / 4], dtype)])
+    expected[0] = 3
+    for _ in range(2):  # a table is empty again after its use
+        counts, figures = sketch.Counts(values.dtype), np.empty(4)
+        counts.add(values, figures)
+        cells, numbers = counts.take(*figures[2:].tolist())
+        assert dict(zip(cells.tolist(), numbers.tolist(), strict=True)) == expected
+        assert (np.diff(cells) > 0).all()
+    wide = values.astype(np.float64)
+    assert figures[0] == pytest.approx(wide.sum(), rel=1e-12)
+    assert figures[1] == pytest.approx(((wide - wide.mean()) ** 2).sum(), rel=1e-12)
+    assert (figures[2], figures[3]) == (wide.min(), wide.max())
 
 
 def test_what_travels_to_workers_is_small():

@@ -63,8 +63,8 @@ def _compile(variant: Variant) -> Any:
     from fastloss.engine.drivers import build
 
     function = build(variant)
-    # Numba numbers functions by process, so two from the cache on disk may have the same number. With the same name too,
-    # the address of one would be that of the other.
+    # Numba numbers functions by process, so two from the cache on disk may have the same number. If they had the same
+    # name, too, the address of one would be that of the other.
     mark = hashlib.sha256((key(variant) or "").encode()).hexdigest()[:12]
     function.__name__ = function.__qualname__ = re.sub(r"\W", "_", f"{variant.kernel.name}_{variant.dtype}_{mark}")
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=variant.parallel)(function)

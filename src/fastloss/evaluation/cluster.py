@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,14 @@ from fastloss.evaluation.checkpoint import Checkpoint
 from fastloss.evaluation.evaluate import Batch, check_lengths, states
 from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import Partial, State
+from fastloss.evaluation.progress import Progress, reporter
 from fastloss.losses.arrays import Array
 
 BRANCHES = 8
 """How many summaries a task adds."""
+
+LOCAL = ("threads", "processes", "synchronous")
+"""Dask's own schedulers."""
 
 PART_BYTES = 64 << 20
 """About how much of the predictions a task reads, where they are no Dask collection."""
@@ -65,42 +69,50 @@ def evaluate(
                 from distributed import Client
             stack.enter_context(Client(scheduler))  # type: ignore[no-untyped-call]
         elif scheduler is not None:
-            known = ("threads", "processes", "synchronous")
-            if scheduler not in known:
+            if scheduler not in LOCAL:
                 raise ValueError(
-                    f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
+                    f"`scheduler` must be an address like tcp://host:8786 or one of {LOCAL}, got {scheduler!r}"
                 )
             stack.enter_context(dask.config.set(scheduler=scheduler))
         leaves, task = _graph(scheme, inputs, data)
-        if progress is True:
-            stack.enter_context(_bar())
+        report: Progress | None = None
+        if progress:
+            sizes = task["partitions"]
+            report = stack.enter_context(reporter(progress, None if sizes is None else sum(sizes)))
         if checkpoint is None:
+            leaves = leaves if report is None else _watched(leaves, report, 0, stack)
             state = _tree(leaves, delayed(_add, pure=False), scheme.top_k).compute() if leaves else None
         else:
-            state = _kept(leaves, scheme, Checkpoint(checkpoint, scheme.task(task)))
+            state = _kept(leaves, scheme, Checkpoint(checkpoint, scheme.task(task)), report)
     if state is None:
         raise ValueError("there is no sample to evaluate: `y_pred` is empty")
     assert isinstance(state, State)
     return state
 
 
-def _kept(leaves: list[Any], scheme: Scheme, checkpoint: Checkpoint) -> State | None:
+def _kept(leaves: list[Any], scheme: Scheme, checkpoint: Checkpoint, report: Progress | None) -> State | None:
     """The same as of the tree, a branch of which is written down as soon as it and those before it are finished.
 
     Some branches are computed at once, so that all workers have work, and have results when they are done: what a kill
     costs is those branches. How many they are does not change which summaries are added.
     """
-    import dask
+    from dask.base import compute
     from dask.delayed import delayed
 
     found = checkpoint.load()
     done, finished = (found[0], found[2]) if found is not None else ([], False)
     if not finished:
         add = delayed(_add, pure=False)
-        branches = [add(leaves[i : i + BRANCHES], scheme.top_k) for i in range(0, len(leaves), BRANCHES)]
+        count = -(-len(leaves) // BRANCHES)
         step = -(-2 * _workers() // BRANCHES)
-        while len(done) < len(branches):
-            done += dask.compute(*branches[len(done) : len(done) + step])
+        while len(done) < count:
+            with ExitStack() as stack:
+                some = leaves[len(done) * BRANCHES : (len(done) + step) * BRANCHES]
+                if report is not None:
+                    before = sum(state.samples for state in done if state is not None)
+                    some = _watched(some, report, before, stack)
+                branches = [add(some[i : i + BRANCHES], scheme.top_k) for i in range(0, len(some), BRANCHES)]
+                done += compute(*branches)  # type: ignore[no-untyped-call]
             checkpoint.save(done, sources.Encoder(), False)
         while len(done) > 1:
             done = [_add(done[i : i + BRANCHES], scheme.top_k) for i in range(0, len(done), BRANCHES)]
@@ -110,13 +122,9 @@ def _kept(leaves: list[Any], scheme: Scheme, checkpoint: Checkpoint) -> State | 
 
 def _workers() -> int:
     """How many tasks the current scheduler runs at once."""
-    if "distributed" in sys.modules:
-        from distributed import get_client
-
-        try:
-            return max(1, sum(get_client().nthreads().values()))  # type: ignore[no-untyped-call]
-        except ValueError:  # there is no client
-            pass
+    client = _client()
+    if client is not None:
+        return max(1, int(sum(client.nthreads().values())))
     return threads.available()
 
 
@@ -127,11 +135,45 @@ def _tree(level: list[Any], add: Any, top_k: int) -> Any:
     return level[0]
 
 
-def _bar() -> Any:
-    """Dask's bar of local schedulers; a cluster has its dashboard."""
-    from dask.diagnostics.progress import ProgressBar
+def _watched(leaves: list[Any], report: Progress, done: int, stack: ExitStack) -> list[Any]:
+    """The same tasks, of which `report` is told as they are finished, `done` samples being finished already."""
 
-    return ProgressBar(out=sys.stderr)  # type: ignore[no-untyped-call]
+    def finished(state: Any) -> None:
+        nonlocal done
+        if isinstance(state, State):
+            done += state.samples
+            report(done)
+
+    client = _client()
+    if client is None:
+        from dask.callbacks import Callback
+
+        keys = {leaf.key for leaf in leaves}
+
+        def after(key: Any, result: Any, *_: Any) -> None:
+            if key in keys:
+                finished(result)
+
+        stack.enter_context(Callback(posttask=after))  # type: ignore[no-untyped-call]
+        return leaves
+    from distributed import as_completed
+
+    futures = client.compute(leaves)
+    for _, state in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
+        finished(state)
+    return list(futures)
+
+
+def _client() -> Any:
+    """The client of a ``distributed`` cluster that is current; None if there is none."""
+    from dask import config
+
+    if "distributed" in sys.modules and config.get("scheduler", None) not in LOCAL:
+        from distributed import get_client
+
+        with suppress(ValueError):
+            return get_client()
+    return None
 
 
 def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> tuple[list[Any], dict[str, Any]]:

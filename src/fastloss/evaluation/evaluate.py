@@ -85,7 +85,7 @@ def evaluate(
         finished one returns its result. Delete the file to start anew.
     progress : bool or callable, optional
         True draws a bar on standard error; a function is called with the samples done and their number, None if it is
-        not known. A ``distributed`` cluster shows its progress on its dashboard instead.
+        not known.
     n_threads : int, optional
         Threads that compute; by default as `fastloss.set_num_threads` says, else all cores. It does not change the
         result.
@@ -113,7 +113,7 @@ def evaluate(
     -----
     Losses are computed in the loss's dtype and added up in float64 and better: blocks are cut by the shape of a sample
     alone, and added in the order of the data. So neither `batch_size` nor `n_threads` changes a bit. Quantiles come
-    from a DDSketch and have a relative error of at most 0.5 %.
+    from a DDSketch and have a relative error of at most 0.4 %.
 
     Examples
     --------
