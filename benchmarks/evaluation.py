@@ -1,7 +1,7 @@
 """`fastloss.evaluate` beside what is usual for it: CPU time on one thread.
 
-``OMP_NUM_THREADS=1 python benchmarks/evaluation.py`` prints a table; run nothing beside it. What is compared is called in
-turn, in one process, on data in memory; the figures are medians. All others give the value alone; fastloss gives its
+``OMP_NUM_THREADS=1 python benchmarks/evaluation.py`` prints a table; run nothing beside it. What is compared is called
+in turn, in one process, on data in memory; figures are medians. All others give the value alone; fastloss gives its
 standard error, extremes and quantiles too. What reading costs is that of the largest of all numbers.
 """
 
