@@ -27,7 +27,8 @@ SAMPLES = 5000
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks of little data, the last one not full."""
-    monkeypatch.setattr(blocks, "BLOCK_SAMPLES", 700)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2100)
+    monkeypatch.setattr(blocks, "PIECE_SAMPLES", 300)
 
 
 def regression(samples=SAMPLES, columns=(3,), dtype=np.float64):
@@ -235,7 +236,7 @@ def test_bad_arguments(arguments, options, message):
 
 
 def test_bad_label_names_its_samples(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_SAMPLES", 10)
+    monkeypatch.setattr(blocks, "PIECE_SAMPLES", 10)
     y = np.zeros(40, int)
     y[27] = 9
     with pytest.raises(ValueError, match=r"y_true\[7\] is 9") as caught:
@@ -440,7 +441,7 @@ import sys, time
 import numpy as np
 import fastloss
 from fastloss.evaluation import blocks, checkpoint
-blocks.BLOCK_SAMPLES, checkpoint.EVERY = 100, 0.0
+blocks.BLOCK_ELEMENTS, checkpoint.EVERY = 100, 0.0
 folder, pause = sys.argv[1], float(sys.argv[2])
 found = fastloss.evaluate("hinge", f"{folder}/y.npy", f"{folder}/p.npy", group_by=np.arange(6000) % 7, top_k=4,
     checkpoint=f"{folder}/state", batch_size=100, progress=lambda done, total: time.sleep(pause))
@@ -460,7 +461,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(tmp_path):
 
     def done():
         with np.load(tmp_path / "state") as arrays:
-            return json.loads(str(arrays["about"]))["readings"][0]["samples"]
+            return json.loads(str(arrays["about"]))["states"][0][0]["samples"]
 
     reached = [0]
     for _ in range(3):
@@ -523,7 +524,9 @@ def test_dask_collections():
     y, p, w = (da.from_array(array, chunks=1000) for array in (Y, P, WEIGHT))
     expected = evaluated()
     options = {"mask": MASK, "group_by": GROUPS, "top_k": 5}
-    found = fastloss.evaluate("huber", y, p, w, **options)
+    told = []
+    found = fastloss.evaluate("huber", y, p, w, progress=lambda *done: told.append(done), **options)
+    assert sorted(told) == told == [(1000 * k, SAMPLES) for k in range(1, 6)]
     assert everything(found) == everything(fastloss.evaluate("huber", y, p, w, scheduler="synchronous", **options))
     assert found.worst == expected.worst
     assert found.quantile([0.1, 0.9]) == expected.quantile([0.1, 0.9])
@@ -542,8 +545,46 @@ def test_dask_collections():
         fastloss.evaluate("mae", "x", "p", data=frame)
     with pytest.raises(ValueError, match="known lengths"):
         fastloss.evaluate("mae", chosen["y"], P[:, 0])
-    with pytest.raises(ValueError, match="checkpoint"):
-        fastloss.evaluate("mae", y, p, checkpoint="state")
+
+
+DASK_PROGRAM = """
+import sys, time
+import dask.array as da
+import numpy as np
+import fastloss
+folder, pause = sys.argv[1], float(sys.argv[2])
+y, p = (da.from_array(np.load(f"{folder}/{name}.npy"), chunks=(50, 3)) for name in "yp")
+slow = p.map_blocks(lambda part: time.sleep(pause) or part, dtype=p.dtype)
+found = fastloss.evaluate("huber", y, slow, top_k=4, scheduler="threads", checkpoint=f"{folder}/dask")
+print(found.to_json())
+"""
+
+
+def test_a_killed_evaluation_with_dask_goes_on_to_the_same_result(tmp_path):
+    da = pytest.importorskip("dask.array")
+    for name, array in (("y", Y), ("p", P)):
+        np.save(tmp_path / f"{name}.npy", array)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(pause):
+        command = [sys.executable, "-c", DASK_PROGRAM, str(tmp_path), str(pause)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    process = start(0.1)
+    while not (tmp_path / "dask").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with np.load(tmp_path / "dask") as arrays:
+        about = json.loads(str(arrays["about"]))
+    assert not about["finished"]
+    assert 0 < len(about["states"]) < 13
+    resumed = start(0).communicate()[0]
+    y, p = (da.from_array(array, chunks=(50, 3)) for array in (Y, P))
+    assert resumed.strip() == fastloss.evaluate("huber", y, p, top_k=4, scheduler="threads").to_json()
+    with pytest.raises(ValueError, match="that of another evaluation: its loss"):
+        fastloss.evaluate("mae", y, p, checkpoint=tmp_path / "dask", top_k=4)
 
 
 def test_a_cluster_of_processes_loses_a_worker(stored):
@@ -564,8 +605,11 @@ def test_a_cluster_of_processes_loses_a_worker(stored):
         victim = next(iter(client.run(os.getpid).values()))
         killed = threading.Timer(0.6, os.kill, (victim, signal.SIGKILL))
         killed.start()
-        found = fastloss.evaluate("huber", y, p.map_blocks(slowly, dtype=p.dtype), top_k=3)
+        told = []
+        slow = p.map_blocks(slowly, dtype=p.dtype)
+        found = fastloss.evaluate("huber", y, slow, top_k=3, progress=lambda *done: told.append(done))
         assert killed.finished.is_set()
+        assert told == [(250 * k, SAMPLES) for k in range(1, 21)]
         assert everything(found) == expected
         assert victim not in client.run(os.getpid).values()
         address = cluster.scheduler_address
@@ -573,6 +617,33 @@ def test_a_cluster_of_processes_loses_a_worker(stored):
         local = fastloss.evaluate("huber", "y", "p", "w", data=stored / "t.parquet", group_by="g")
         assert files.value == pytest.approx(local.value, rel=1e-14)
         assert list(files.groups) == list(local.groups)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cells_are_those_of_the_library(dtype):
+    from ddsketch.mapping import LinearlyInterpolatedMapping
+
+    from fastloss.engine import sketch
+
+    mapping = LinearlyInterpolatedMapping(partial.ACCURACY)
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=4099) * 10.0 ** rng.uniform(-12, 12, 4099)).astype(dtype)
+    expected = {}
+    for value in values.tolist():
+        cell = int(math.copysign(mapping.key(abs(value)) + sketch.OFFSET, value))
+        expected[cell] = expected.get(cell, 0) + 1
+    values = np.concatenate([values, np.array([0.0, -0.0, np.finfo(dtype).tiny / 4], dtype)])
+    expected[0] = 3
+    for _ in range(2):  # a table is empty again after its use
+        counts, figures = sketch.Counts(values.dtype), np.empty(4)
+        counts.add(values, figures)
+        cells, numbers = counts.take(*figures[2:].tolist())
+        assert dict(zip(cells.tolist(), numbers.tolist(), strict=True)) == expected
+        assert (np.diff(cells) > 0).all()
+    wide = values.astype(np.float64)
+    assert figures[0] == pytest.approx(wide.sum(), rel=1e-12)
+    assert figures[1] == pytest.approx(((wide - wide.mean()) ** 2).sum(), rel=1e-12)
+    assert (figures[2], figures[3]) == (wide.min(), wide.max())
 
 
 def test_what_travels_to_workers_is_small():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -62,7 +63,10 @@ def _compile(variant: Variant) -> Any:
     from fastloss.engine.drivers import build
 
     function = build(variant)
-    function.__name__ = function.__qualname__ = re.sub(r"\W", "_", f"{variant.kernel.name}_{variant.dtype}")
+    # Numba numbers functions by process, so two from the cache on disk may have the same number. If they had the same
+    # name, too, the address of one would be that of the other.
+    mark = hashlib.sha256((key(variant) or "").encode()).hexdigest()[:12]
+    function.__name__ = function.__qualname__ = re.sub(r"\W", "_", f"{variant.kernel.name}_{variant.dtype}_{mark}")
     dispatcher = numba.njit(**jit.DRIVER_FLAGS, parallel=variant.parallel)(function)
     arguments = signature(variant)
     dispatcher.compile(arguments)

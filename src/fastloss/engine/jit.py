@@ -156,6 +156,37 @@ def maximum(typing_context: Any, a: Any, b: Any) -> Any:
     return a(a, a), generate
 
 
+def pointer_call(signature: Any) -> Any:
+    """``call(address, *arguments)`` calls compiled code of that signature, which the caller need not be compiled with.
+
+    Parameters
+    ----------
+    signature : numba.core.typing.Signature
+        Of the function whose ``llvm_func_name`` has that address.
+    """
+    from numba import types
+    from numba.core import cgutils
+
+    @intrinsic
+    def call(typing_context: Any, address: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, own: Any, args: Any) -> Any:
+            convention = context.call_conv
+            kind = convention.get_function_type(signature.return_type, signature.args)
+            function = builder.inttoptr(args[0], kind.as_pointer())
+            values = [
+                context.cast(builder, builder.extract_value(args[1], i), given, wanted)
+                for i, (given, wanted) in enumerate(zip(own.args[1], signature.args, strict=True))
+            ]
+            status, found = convention.call_function(builder, function, signature.return_type, signature.args, values)
+            with cgutils.if_unlikely(builder, status.is_error):
+                convention.return_status_propagate(builder, status)
+            return found
+
+        return signature.return_type(types.uintp, arguments), generate
+
+    return call
+
+
 def keep(x: Any) -> Any:
     """The constant `x`, which compiled code is to keep in a register or on the stack.
 

@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastloss.evaluation.partial import ALL, Partial, State, summary
+from fastloss.evaluation.partial import ALL, Partial, State, plain_summary, summary, swept_summary
 from fastloss.losses import identifiers, reductions
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import KernelLoss, Loss
 from fastloss.losses.hinge import SignLoss
 from fastloss.losses.layout import axes
 
-BLOCK_SAMPLES = 1 << 17
 BLOCK_ELEMENTS = 1 << 20
-"""A block has at most so many samples, and about so many elements: 0.2 to 1 ms of work, against 0.1 ms around it."""
+"""A block, which batches and partial results consist of, has about so many elements: 1 ms of work."""
+
+PIECE_SAMPLES = 1 << 16
+"""So many samples are computed at once at most: their losses stay in the second-level cache."""
 
 
 def block_samples(shape: tuple[int, ...]) -> int:
     """How many samples of this shape make a block."""
-    return max(1, min(BLOCK_SAMPLES, BLOCK_ELEMENTS // max(1, math.prod(shape))))
+    return max(1, BLOCK_ELEMENTS // max(1, math.prod(shape)))
+
+
+def pieces(start: int, stop: int) -> Iterator[slice]:
+    """The pieces of a block."""
+    for first in range(start, stop, PIECE_SAMPLES):
+        yield slice(first, min(first + PIECE_SAMPLES, stop))
+
+
+class Noting:
+    """A context that says of errors in which samples they are; no generator, which would take longer than a kernel."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self._start, self._stop = start, stop
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (TypeError, ValueError)):
+            error.add_note(f"in samples {self._start} to {self._stop - 1}, which the message counts from 0")
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,15 @@ class Scheme:
         """Whether the loss itself says that some samples do not count."""
         return loss._options.get("ignore_class") is not None
 
+    def task(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What tells one evaluation from another; `data` tells the arguments."""
+        try:
+            loss = identifiers.serialize(self.loss)
+        except ValueError:
+            loss = repr(self.loss)
+        own = {"loss": loss, "reduction": self.reduction, "top_k": self.top_k, "weight": self.constant}
+        return {**own, **data}
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse predictions, of this shape without the first axis, that the loss would not take sample by sample."""
         loss = self.loss
@@ -91,6 +123,36 @@ class Scheme:
                     "the batches' losses do not add up; name the axes of one sample, as axis=-1"
                 )
 
+    def plain(self, y: Array, p: Array, start: int) -> State | None:
+        """The summary of one block, from sample `start` on, if all its losses are finite and count alike."""
+        if self.constant is not None or isinstance(self.loss, SignLoss) or self.ignores(self.loss):
+            return None
+        y, p = _columns(y, p)
+        parts = list(pieces(0, len(p)))
+
+        def losses() -> Iterator[Array]:
+            for part in parts:
+                with Noting(start + part.start, start + part.stop):
+                    yield self._losses(y[part], p[part], None)
+
+        part = self._swept(y, p) if not self.top_k else None
+        if part is None:
+            part = plain_summary(losses(), len(parts), self.top_k)
+        return None if part is None else State([part])
+
+    def _swept(self, y: Array, p: Array) -> Partial | None:
+        """The summary of one block in one call of compiled code; None where that cannot be, or finds something odd."""
+        if not isinstance(self.loss, KernelLoss) or not (p.flags.c_contiguous and y.flags.c_contiguous):
+            return None
+        first = y[:PIECE_SAMPLES], p[:PIECE_SAMPLES]
+        plan = self.loss._ready(*first)
+        if plan is None:
+            with suppress(TypeError, ValueError):  # which come again, with the samples' numbers
+                self._losses(*first, None)
+            plan = self.loss._ready(*first)
+        sweep = None if plan is None else plan.sweep(y, p)
+        return None if sweep is None or not len(sweep.p) else swept_summary(sweep, len(p))
+
     def summarise(
         self,
         y: Array,
@@ -100,7 +162,7 @@ class Scheme:
         groups: Array | None = None,
         labels: list[Hashable] | None = None,
     ) -> State:
-        """The summary of one block.
+        """The summary of one piece.
 
         Parameters
         ----------
@@ -111,9 +173,7 @@ class Scheme:
         labels : list or None
             The groups' names, the whole being the first.
         """
-        if p.ndim == 1:
-            p = p[:, None]
-            y = y[:, None] if y.ndim == 1 else y
+        y, p = _columns(y, p)
         if not isinstance(self.loss, SignLoss):
             return State([self._summary(self._losses(y, p, mask), y, p, weight, mask, groups, labels)])
         plain, mapped = self._sign_losses(y, p, mask)
@@ -186,6 +246,13 @@ class Scheme:
             by_weight=self.reduction == "mean_with_sample_weight",
             top_k=self.top_k,
         )
+
+
+def _columns(y: Array, p: Array) -> tuple[Array, Array]:
+    """Predictions that are one number a sample as a column, and their targets with them."""
+    if p.ndim > 1:
+        return y, p
+    return y[:, None] if y.ndim == 1 else y, p[:, None]
 
 
 def _counted_once(weight: Array, mask: Array | None, shape: tuple[int, ...]) -> Array | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from fastloss.evaluation.partial import Partial, State
 from fastloss.evaluation.sources import Encoder
 
-FORMAT = 1
+FORMAT = 3
 EVERY = 5.0
 """Seconds between two writes."""
 
@@ -37,8 +38,8 @@ class Checkpoint:
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"`checkpoint`: there is no folder {self.path.parent}")
 
-    def load(self) -> tuple[State, Encoder, bool] | None:
-        """State, groups and whether it is finished; None if there is none yet."""
+    def load(self) -> tuple[list[State | None], Encoder, bool] | None:
+        """States, groups and whether they are finished; None if there is nothing yet."""
         if not self.path.exists():
             return None
         try:
@@ -47,15 +48,12 @@ class Checkpoint:
                 if about["format"] != FORMAT:
                     raise ValueError(f"it has format {about['format']}, expected {FORMAT}")
                 self._compare(about["task"])
-                readings = [
-                    None if reading is None else _partial(reading, arrays, f"{i}-")
-                    for i, reading in enumerate(about["readings"])
-                ]
+                states = [_state(readings, arrays, f"{n}-") for n, readings in enumerate(about["states"])]
         except _OtherTaskError as error:
             raise ValueError(str(error)) from None
         except (TypeError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"`checkpoint`: {self.path} is no checkpoint of an evaluation: {error}") from error
-        return State(readings), Encoder(about["labels"]), about["finished"]
+        return states, Encoder(about["labels"]), about["finished"]
 
     def _compare(self, task: dict[str, Any]) -> None:
         for key in sorted({*task, *self._task}):
@@ -65,25 +63,27 @@ class Checkpoint:
                     f"is {self._task.get(key)!r}; delete the file to start anew"
                 )
 
-    def save(self, state: State, encoder: Encoder, finished: bool) -> None:
-        """Write the state; a kill leaves this one or the one before."""
+    def save(self, states: Sequence[State | None], encoder: Encoder, finished: bool) -> None:
+        """Write states of parts of the data; a kill leaves these or the ones before."""
         about: dict[str, Any] = {
             "format": FORMAT,
             "task": self._task,
             "finished": finished,
             "labels": list(encoder.labels),  # the reader may be adding some
-            "readings": [],
+            "states": [],
         }
         arrays: dict[str, Any] = {}
-        for i, reading in enumerate(state.readings):
-            if reading is None:
-                about["readings"].append(None)
-                continue
-            reading.compact()
-            about["readings"].append({"samples": reading.samples, "inner": reading.inner, "rows": reading.labels})
-            arrays |= {f"{i}-{name}": getattr(reading, name) for name in _ARRAYS}
-            arrays[f"{i}-cells"] = reading.cells[0] if reading.cells else np.empty(0, np.int64)
-            arrays[f"{i}-numbers"] = reading.numbers[0] if reading.numbers else np.empty(0, np.int64)
+        for n, state in enumerate(states):
+            about["states"].append(None if state is None else [])
+            for i, reading in enumerate(state.readings if state is not None else []):
+                if reading is None:
+                    about["states"][n].append(None)
+                    continue
+                reading.compact()
+                about["states"][n].append({"samples": reading.samples, "inner": reading.inner, "rows": reading.labels})
+                arrays |= {f"{n}-{i}-{name}": getattr(reading, name) for name in _ARRAYS}
+                arrays[f"{n}-{i}-cells"] = reading.cells[0] if reading.cells else np.empty(0, np.int64)
+                arrays[f"{n}-{i}-numbers"] = reading.numbers[0] if reading.numbers else np.empty(0, np.int64)
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with open(beside, "wb") as file:
@@ -97,6 +97,13 @@ class Checkpoint:
 
 class _OtherTaskError(Exception):
     pass
+
+
+def _state(readings: list[Any] | None, arrays: Any, prefix: str) -> State | None:
+    if readings is None:
+        return None
+    found = [None if r is None else _partial(r, arrays, f"{prefix}{i}-") for i, r in enumerate(readings)]
+    return State(found)
 
 
 def _partial(about: dict[str, Any], arrays: Any, prefix: str) -> Partial:

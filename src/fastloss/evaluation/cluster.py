@@ -9,20 +9,26 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 
+from fastloss.engine import threads
 from fastloss.evaluation import sources
 from fastloss.evaluation.blocks import Scheme, block_samples
+from fastloss.evaluation.checkpoint import Checkpoint
 from fastloss.evaluation.evaluate import Batch, check_lengths, states
 from fastloss.evaluation.files import needs
 from fastloss.evaluation.partial import Partial, State
+from fastloss.evaluation.progress import Progress, reporter
 from fastloss.losses.arrays import Array
 
 BRANCHES = 8
 """How many summaries a task adds."""
+
+LOCAL = ("threads", "processes", "synchronous")
+"""Dask's own schedulers."""
 
 PART_BYTES = 64 << 20
 """About how much of the predictions a task reads, where they are no Dask collection."""
@@ -33,7 +39,9 @@ def concerns(values: list[Any]) -> bool:
     return any(type(value).__module__.partition(".")[0].startswith("dask") for value in values)
 
 
-def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any) -> State:
+def evaluate(
+    scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str | None, progress: Any, checkpoint: Any
+) -> State:
     """Compute with Dask.
 
     Parameters
@@ -48,9 +56,12 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
         An address or the name of one of Dask's own schedulers; None for the current one.
     progress : bool, callable or None
         As `fastloss.evaluate` takes it.
+    checkpoint : path or None
+        Where the state is kept.
     """
     with needs("dask", "cluster"):
         import dask
+        from dask.delayed import delayed
 
     with ExitStack() as stack:
         if scheduler is not None and "://" in scheduler:
@@ -58,27 +69,115 @@ def evaluate(scheme: Scheme, inputs: dict[str, Any], data: Any, scheduler: str |
                 from distributed import Client
             stack.enter_context(Client(scheduler))  # type: ignore[no-untyped-call]
         elif scheduler is not None:
-            known = ("threads", "processes", "synchronous")
-            if scheduler not in known:
+            if scheduler not in LOCAL:
                 raise ValueError(
-                    f"`scheduler` must be an address like tcp://host:8786 or one of {known}, got {scheduler!r}"
+                    f"`scheduler` must be an address like tcp://host:8786 or one of {LOCAL}, got {scheduler!r}"
                 )
             stack.enter_context(dask.config.set(scheduler=scheduler))
-        task = _graph(scheme, inputs, data)
-        if progress is True:
-            from dask.diagnostics.progress import ProgressBar
-
-            # Of local schedulers; a cluster has its dashboard.
-            stack.enter_context(ProgressBar(out=sys.stderr))  # type: ignore[no-untyped-call]
-        state = task.compute()
+        leaves, task = _graph(scheme, inputs, data)
+        report: Progress | None = None
+        if progress:
+            sizes = task["partitions"]
+            report = stack.enter_context(reporter(progress, None if sizes is None else sum(sizes)))
+        if checkpoint is None:
+            leaves = leaves if report is None else _watched(leaves, report, 0, stack)
+            state = _tree(leaves, delayed(_add, pure=False), scheme.top_k).compute() if leaves else None
+        else:
+            state = _kept(leaves, scheme, Checkpoint(checkpoint, scheme.task(task)), report)
     if state is None:
         raise ValueError("there is no sample to evaluate: `y_pred` is empty")
     assert isinstance(state, State)
     return state
 
 
-def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
-    """The task whose result is the summary of all data."""
+def _kept(leaves: list[Any], scheme: Scheme, checkpoint: Checkpoint, report: Progress | None) -> State | None:
+    """The same as of the tree, a branch of which is written down as soon as it and those before it are finished.
+
+    Some branches are computed at once, so that all workers have work, and have results when they are done: what a kill
+    costs is those branches. How many they are does not change which summaries are added.
+    """
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    found = checkpoint.load()
+    done, finished = (found[0], found[2]) if found is not None else ([], False)
+    if not finished:
+        add = delayed(_add, pure=False)
+        count = -(-len(leaves) // BRANCHES)
+        step = -(-2 * _workers() // BRANCHES)
+        while len(done) < count:
+            with ExitStack() as stack:
+                some = leaves[len(done) * BRANCHES : (len(done) + step) * BRANCHES]
+                if report is not None:
+                    before = sum(state.samples for state in done if state is not None)
+                    some = _watched(some, report, before, stack)
+                branches = [add(some[i : i + BRANCHES], scheme.top_k) for i in range(0, len(some), BRANCHES)]
+                done += compute(*branches)  # type: ignore[no-untyped-call]
+            checkpoint.save(done, sources.Encoder(), False)
+        while len(done) > 1:
+            done = [_add(done[i : i + BRANCHES], scheme.top_k) for i in range(0, len(done), BRANCHES)]
+        checkpoint.save(done, sources.Encoder(), True)
+    return done[0] if done else None
+
+
+def _workers() -> int:
+    """How many tasks the current scheduler runs at once."""
+    client = _client()
+    if client is not None:
+        return max(1, int(sum(client.nthreads().values())))
+    return threads.available()
+
+
+def _tree(level: list[Any], add: Any, top_k: int) -> Any:
+    """The task that adds all summaries."""
+    while len(level) > 1:
+        level = [add(level[i : i + BRANCHES], top_k) for i in range(0, len(level), BRANCHES)]
+    return level[0]
+
+
+def _watched(leaves: list[Any], report: Progress, done: int, stack: ExitStack) -> list[Any]:
+    """The same tasks, of which `report` is told as they are finished, `done` samples being finished already."""
+
+    def finished(state: Any) -> None:
+        nonlocal done
+        if isinstance(state, State):
+            done += state.samples
+            report(done)
+
+    client = _client()
+    if client is None:
+        from dask.callbacks import Callback
+
+        keys = {leaf.key for leaf in leaves}
+
+        def after(key: Any, result: Any, *_: Any) -> None:
+            if key in keys:
+                finished(result)
+
+        stack.enter_context(Callback(posttask=after))  # type: ignore[no-untyped-call]
+        return leaves
+    from distributed import as_completed
+
+    futures = client.compute(leaves)
+    for _, state in as_completed(futures, with_results=True):  # type: ignore[no-untyped-call]
+        finished(state)
+    return list(futures)
+
+
+def _client() -> Any:
+    """The client of a ``distributed`` cluster that is current; None if there is none."""
+    from dask import config
+
+    if "distributed" in sys.modules and config.get("scheduler", None) not in LOCAL:
+        from distributed import get_client
+
+        with suppress(ValueError):
+            return get_client()
+    return None
+
+
+def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The tasks whose results are the summaries of partitions, and what a checkpoint compares."""
     from dask.delayed import delayed
 
     collections: dict[str, Any] = {}
@@ -103,14 +202,14 @@ def _graph(scheme: Scheme, inputs: dict[str, Any], data: Any) -> Any:
     shape = getattr(collections.get("y_pred"), "shape", None)
     if shape is not None:
         scheme.check_shape(tuple(shape[1:]))
-    summarise, add = delayed(_summarise, pure=False), delayed(_add, pure=False)
-    level = [
-        summarise(scheme, number, {name: found[number] for name, found in pieces.items()})
-        for number in range(len(pieces["y_pred"]))
-    ]
-    while len(level) > 1:
-        level = [add(level[i : i + BRANCHES], scheme.top_k) for i in range(0, len(level), BRANCHES)]
-    return level[0] if level else delayed(None)
+    summarise = delayed(_summarise, pure=False)
+    numbers = range(len(pieces["y_pred"]))
+    leaves = [summarise(scheme, number, {name: found[number] for name, found in pieces.items()}) for number in numbers]
+    task: dict[str, Any] = {
+        name: [str(getattr(value, "dtype", None)), getattr(value, "npartitions", None)]
+        for name, value in collections.items()
+    }
+    return leaves, {**task, **{name: repr(type(value)) for name, value in others.items()}, "partitions": sizes}
 
 
 def _partitions(name: str, value: Any, sizes: list[int] | None) -> tuple[list[int] | None, list[Any]]:

@@ -18,12 +18,11 @@ import numpy as np
 
 from fastloss.engine import sketch
 from fastloss.losses.arrays import Array
+from fastloss.losses.plan import Sweep
 
-ACCURACY = 0.005
-"""The relative error of quantiles at most."""
-
-MULTIPLIER = 1.0 / math.log1p(2.0 * ACCURACY / (1.0 - ACCURACY))
-"""Cells for each power of two, as ``ddsketch.mapping.LinearlyInterpolatedMapping(ACCURACY)`` has them."""
+ACCURACY = math.tanh(0.5 / sketch.CELLS)
+"""The relative error of quantiles at most, 0.4 %: with it ``ddsketch.mapping.LinearlyInterpolatedMapping`` has as many
+cells for each power of two as `fastloss.engine.sketch`, to the rounding of their number."""
 
 MAX_GROUPS = 100_000
 """More groups than this are taken for a column of identifiers: a table of them would not be constant memory."""
@@ -144,9 +143,7 @@ class Partial:
         """Make one array each of `cells` and `numbers`."""
         if not self.cells:
             return
-        keys, places = np.unique(np.concatenate(self.cells), return_inverse=True)
-        # Float sums of whole numbers: exact up to 2**53 losses.
-        numbers = np.bincount(places, np.concatenate(self.numbers), len(keys)).astype(np.int64)
+        keys, numbers = _tallied(np.concatenate(self.cells), np.concatenate(self.numbers))
         self.cells, self.numbers = [keys], [numbers]
 
     def histogram(self, row: int) -> tuple[Array, Array]:
@@ -157,6 +154,76 @@ class Partial:
         keys, numbers = self.cells[0], self.numbers[0]
         first, last = np.searchsorted(keys, [row << _SPAN, (row + 1) << _SPAN])
         return (keys[first:last] & ((1 << _SPAN) - 1)) - _MIDDLE, numbers[first:last]
+
+
+def plain_summary(pieces: Iterable[Array], most: int, top_k: int) -> Partial | None:
+    """Summarise one block of losses that all count alike; None if there is none, or one that is not finite.
+
+    Parameters
+    ----------
+    pieces : iterable of numpy.ndarray
+        The losses, samples along the first axis, as many at a time as stay in cache.
+    most : int
+        How many pieces there are at most.
+    top_k : int
+        How many of the largest losses to keep.
+    """
+    part, figures = Partial.empty(), np.empty((most, 4))
+    sizes: list[int] = []
+    counts: sketch.Counts | None = None
+    for number, losses in enumerate(pieces):
+        values = _floats(losses.ravel())
+        if not values.size:
+            return None
+        if counts is None:
+            counts = sketch.Counts(values.dtype)
+            part.inner = () if losses.size == len(losses) else losses.shape[1:]
+        counts.add(values, figures[number])
+        if not math.isfinite(figures[number, 0]):
+            return None
+        if top_k:
+            # Of equal losses the first is kept, so only larger ones are of interest once there are enough.
+            enough = part.worst.size == top_k
+            places = np.flatnonzero(values > part.worst[-1]) if enough else np.arange(values.size)
+            worst, where, whose = _worst(values[places], places, None, top_k)
+            part.worst, part.where, part.whose = largest(
+                np.concatenate([part.worst, worst]),
+                np.concatenate([part.where, where + sum(sizes)]),
+                np.concatenate([part.whose, whose]),
+                top_k,
+            )
+        sizes.append(values.size)
+        part.samples += len(losses)
+        del losses, values  # so that the next ones take their memory, which is in cache
+    assert counts is not None
+    return _combined(part, figures[: len(sizes)].tolist(), sizes, counts)
+
+
+def swept_summary(sweep: Sweep, samples: int) -> Partial | None:
+    """The same of the losses of a kernel; None if there is a bad label, too."""
+    count = len(sweep.p)
+    sizes = [min(sweep.rows, count - start) for start in range(0, count, sweep.rows)]
+    counts, figures = sketch.Counts(sweep.dtype), np.empty((len(sizes), 4))
+    if counts.sweep(*sweep[:5], figures) < len(sizes):
+        return None
+    part = Partial.empty(inner=() if count == samples else sweep.inner)
+    part.samples = samples
+    return _combined(part, figures.tolist(), sizes, counts)
+
+
+def _combined(part: Partial, rows: list[list[float]], sizes: list[int], counts: sketch.Counts) -> Partial:
+    """Fill in what was found in each piece."""
+    count, total = sum(sizes), sum(row[0] for row in rows)
+    scatter = 0.0
+    for size, (of_piece, squares, *_) in zip(sizes, rows, strict=True):
+        apart = of_piece / size - total / count
+        scatter += squares + size * apart * apart
+    least, greatest = min(row[2] for row in rows), max(row[3] for row in rows)
+    part.floats[0] = total, count, count, total, scatter, 0.0, least, greatest
+    part.counts[0, COUNT] = count
+    cells, numbers = counts.take(least, greatest)
+    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    return part
 
 
 def summary(
@@ -196,7 +263,7 @@ def summary(
     part = Partial.empty(labels, inner)
     part.samples = samples
     places: Array | None = None
-    values = losses if weights is None and rows is None else losses.astype(np.float64)
+    values = _floats(losses) if weights is None and rows is None else losses.astype(np.float64)
     if mask is not None:
         if rows is not None:
             _tally(part, MASKED, rows[~mask])
@@ -214,8 +281,8 @@ def summary(
         shares = values if weights is None else values * weights
     if top_k:
         part.worst, part.where, part.whose = _worst(values, places, rows, top_k)
-    total, least, largest = sketch.extent(shares) if shares.size else (0.0, 0.0, 0.0)
-    if not math.isfinite(total):
+    found = _figures(shares)
+    if not math.isfinite(found[0]):
         for column, found in (
             (NAN, np.isnan(shares)),
             (POSITIVE, shares == np.inf),
@@ -231,49 +298,77 @@ def summary(
         values, shares = values[finite], shares[finite]
         weights = None if weights is None else weights[finite]
         rows = None if rows is None else rows[finite]
-        if shares.size:
-            total, least, largest = sketch.extent(shares)
+        found = _figures(shares)
     if values.size:
         with np.errstate(over="ignore", invalid="ignore"):
             _add(part, WEIGHT, 1.0 if spread is None else spread, rows, values.size)
-            if weights is not None:
-                _, least, largest = sketch.extent(values)
-            part.floats[0, LEAST], part.floats[0, LARGEST] = least, largest
-            _moments(part, values, shares, total, weights, rows, by_weight)
+            _add(part, SUM, shares, rows, values.size, found[0])
+            own = _count(part, values, rows)
+            x, moments = (values, own) if by_weight else (shares, found)
+            _moments(part, x, moments, weights if by_weight else None, rows)
     return part
 
 
-def _moments(
-    part: Partial,
-    values: Array,
-    shares: Array,
-    total: float,
-    weights: Array | None,
-    rows: Array | None,
-    by_weight: bool,
-) -> None:
-    """Sum, moments, extremes and cells of finite losses; `total` is the sum of the shares."""
-    table, size = part.floats, values.size
-    weighing = weights * weights if by_weight and weights is not None else None
-    x = values if by_weight else shares
-    _add(part, SUM, shares, rows, size, total)
+def _moments(part: Partial, x: Array, known: tuple[float, ...], weights: Array | None, rows: Array | None) -> None:
+    """Scale, mean and scatter of `x`; `known` are its sum and the squares around its mean, `weights` are squared."""
+    table, size = part.floats, x.size
+    weighing = None if weights is None else weights * weights
     _add(part, SCALE, 1.0 if weighing is None else weighing, rows, size)
-    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size, total if x is shares else None)
+    _add(part, MOMENT, x if weighing is None else weighing * x, rows, size, known[0] if weighing is None else None)
     with np.errstate(divide="ignore"):
         means = np.where(table[:, SCALE] != 0, table[:, MOMENT] / table[:, SCALE], 0.0)
-    extremes = float(table[0, LEAST]), float(table[0, LARGEST])
-    table[0, SQUARES], cells, numbers = sketch.scatter(values, *extremes, x, float(means[0]), MULTIPLIER)
-    if weighing is not None:
-        table[0, SQUARES] = np.sum(weighing * (x - means[0]) ** 2)
-    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    table[0, SQUARES] = known[1] if weighing is None else np.sum(weighing * (x - means[0]) ** 2)
     if rows is not None:
         squares = (x - means[rows]) ** 2
         squares = squares if weighing is None else weighing * squares
         table[1:, SQUARES] = np.bincount(rows, squares, len(table))[1:]
-        np.minimum.at(table[:, LEAST], rows, values)
-        np.maximum.at(table[:, LARGEST], rows, values)
-        keys, counts = np.unique((rows << _SPAN) + sketch.cells(values, MULTIPLIER) + _MIDDLE, return_counts=True)
-        part.cells, part.numbers = [np.concatenate([*part.cells, keys])], [np.concatenate([numbers, counts])]
+
+
+def _count(part: Partial, values: Array, rows: Array | None) -> tuple[float, ...]:
+    """Cells and extremes of finite losses; returns what `_figures` does."""
+    counts, figures = sketch.Counts(values.dtype), np.empty(4)
+    counts.add(values, figures)
+    part.floats[0, LEAST:] = figures[2:]
+    cells, numbers = counts.take(*figures[2:].tolist())
+    part.cells, part.numbers = [cells + _MIDDLE], [numbers]
+    if rows is not None:
+        np.minimum.at(part.floats[:, LEAST], rows, values)
+        np.maximum.at(part.floats[:, LARGEST], rows, values)
+        keys, numbers = _tallied((rows << _SPAN) + sketch.cells(values) + _MIDDLE)
+        part.cells.append(keys)
+        part.numbers.append(numbers)
+    return tuple(figures.tolist())
+
+
+def _tallied(keys: Array, numbers: Array | None = None) -> tuple[Array, Array]:
+    """The different keys of cells, ascending, and the sum of their numbers, or how many there are."""
+    if not keys.size:
+        return keys, keys
+    rows, cells = keys >> _SPAN, keys & ((1 << _SPAN) - 1)
+    first, top = int(cells.min()), int(rows.max())
+    width = int(cells.max()) - first + 1
+    if width * (top + 1) < 8 * keys.size:  # sorting takes ten times as long
+        cells += rows * width - first
+        # Float sums of whole numbers: exact up to 2**53 losses.
+        table = np.bincount(cells, numbers)
+        cells = np.flatnonzero(table)
+        rows = cells // width
+        return (rows << _SPAN) + cells - rows * width + first, table[cells].astype(np.int64)
+    keys, places = np.unique(keys, return_inverse=True)
+    return keys, np.bincount(places, numbers).astype(np.int64)
+
+
+def _figures(values: Array) -> tuple[float, ...]:
+    """Sum, squares around the mean, minimum and maximum."""
+    found = np.zeros(4)
+    if values.size:
+        sketch.moments(values, found)
+    return tuple(found.tolist())
+
+
+def _floats(losses: Array) -> Array:
+    """Losses in float32 or float64."""
+    return losses if losses.dtype.char in "fd" else losses.astype(np.float64)
 
 
 def _add(

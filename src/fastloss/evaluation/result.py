@@ -164,7 +164,7 @@ class Evaluation:
         return BaseDDSketch(LinearlyInterpolatedMapping(partial.ACCURACY), positive, negative, zeros)
 
     def quantile(self, q: float | Sequence[float]) -> Any:
-        """Quantiles of the finite, unweighted losses, to 0.5 % of their size.
+        """Quantiles of the finite, unweighted losses, to 0.4 % of their size.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class Evaluation:
         Returns
         -------
         counts, edges : numpy.ndarray
-            As from `numpy.histogram`; a loss lies up to 0.5 % of its size from where it is counted.
+            As from `numpy.histogram`; a loss lies up to 0.4 % of its size from where it is counted.
         """
         values = np.clip(self._centres(), self.minimum, self.maximum) if self._cells.size else np.empty(0)
         limits = (self.minimum, self.maximum) if values.size else (0.0, 1.0)

@@ -33,12 +33,15 @@ class Column:
         Of one sample, if known.
     step : int
         Samples that are best read at once, such as a chunk's or row group's; 1 if it does not matter.
+    at_hand : bool
+        The data are in memory, so that there is nothing to read.
     """
 
     place: str
     length: int | None = None
     shape: tuple[int, ...] | None = None
     step: int = 1
+    at_hand: bool = False
 
     def identity(self) -> Any:
         """What a checkpoint compares, as JSON takes it, to tell these data from others."""
@@ -68,6 +71,7 @@ class Sliced(Column):
         self.length, self.shape = int(shape[0]), tuple(map(int, shape[1:]))
         chunks = getattr(array, "chunks", None)
         self.step = int(chunks[0]) if chunks and not callable(chunks) else 1
+        self.at_hand = type(array) is np.ndarray
 
     def identity(self) -> Any:
         """What tells these data from others."""

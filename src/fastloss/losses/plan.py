@@ -62,6 +62,28 @@ class Direct(NamedTuple):
     type: Any
 
 
+class Sweep(NamedTuple):
+    """A kernel, what it multiplies losses with, and data that it takes so many rows of at a time.
+
+    Attributes
+    ----------
+    launch, scale, y, p, rows
+        As `fastloss.engine.sketch.Counts.sweep` takes them.
+    inner : tuple of int
+        The shape of the losses of each sample.
+    dtype : numpy.dtype
+        Of the losses.
+    """
+
+    launch: Launch
+    scale: float
+    y: Array
+    p: Array
+    rows: int
+    inner: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 class Plan:
     """A kernel bound to shapes, dtypes and a reduction.
 
@@ -241,6 +263,15 @@ class Plan:
         if values is None:
             return self._type(total)
         return values.astype(self._result, copy=False).reshape(self._values_shape)[()]
+
+    def sweep(self, y: Array, p: Array) -> Sweep | None:
+        """The losses of more samples, as many at a time as the plan has; None where they are not the kernel's alone."""
+        if self._values_shape is None or self._result != self._compute or self.launch.variant.form == "long":
+            return None
+        y, p = y.reshape(-1, *self._y_shape[1:]), p.reshape(-1, *self._p_shape[1:])
+        if self._codes is not None:
+            y, p = storage.view(y, self._codes[0]), storage.view(p, self._codes[1])
+        return Sweep(self.launch, self._value_scale, y, p, self._p_shape[0], self._values_shape[1:], self._compute)
 
     def direct(self, g: Array, n_threads: int | None) -> Direct | None:
         """The serial kernel, for this gradient; None where a call has more to do: several threads, values, views."""
