@@ -108,7 +108,7 @@ class GIoULoss(Loss):
             kernel = kernels.giou_gradient if outputs else kernels.giou
         else:
             kernel = kernels.iou_gradient if outputs else kernels.iou
-        arguments = (y.reshape(-1), p.reshape(-1), losses.reshape(-1), gradient.reshape(-1))
+        arguments = (BLOCK, y.reshape(-1), p.reshape(-1), losses.reshape(-1), gradient.reshape(-1))
         work = _NANOSECONDS * losses.size
         items.run(kernel, p.dtype, -(-losses.size // BLOCK), arguments, work, n_threads)
         return losses, gradient if outputs else None, None

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastloss import kernels
 from fastloss.engine import items
+from fastloss.kernels.sequence import TABLE_BYTES
 from fastloss.losses import arrays, options
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import Goal, Loss, Option, per_sample
@@ -257,6 +258,8 @@ class CTC(Loss):
                 outputs > 0 and gradient.dtype == goal.compute and not arrays.same_memory(gradient, p),
                 self.blank,
                 self.zero_infinity,
+                TABLE_BYTES // goal.compute.itemsize,
+                np.empty((1, 0), goal.compute),
             ),
             work,
             n_threads,
