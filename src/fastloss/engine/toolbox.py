@@ -142,6 +142,10 @@ def _alone(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
     def least(x):
         return x
 
+    def count(x):
+        """As `total`, of 32-bit integers."""
+        return x
+
     def any_of(flag):
         """Whether it is true for some thread."""
         return flag
@@ -150,7 +154,7 @@ def _alone(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
         """So many numbers to write to: new ones, or of the team's own memory those from `start` on."""
         return np.empty(size, memory.dtype)
 
-    functions = (span, between, chunks, chunk, mine, meet, total, largest, least, any_of, scratch)
+    functions = (span, between, chunks, chunk, mine, meet, total, largest, least, count, any_of, scratch)
     return {f.__name__: decorate(f) for f in functions}
 
 

@@ -483,7 +483,7 @@ def lifted_negatives(xp):
         total = xp.total(total)
         sums[i] = top + xp.log(xp.type(total))
         if gradient:
-            inverse = xp.type(xp.wide(1) / total)
+            inverse = zero if total == 0 else xp.type(xp.wide(1) / total)
             for j in xp.span(n):
                 w[np.uintp(j)] *= inverse
 
@@ -498,6 +498,16 @@ def lifted_pairs(xp):
     def item(i, distances, codes, sums, scale, losses, weights, gradient):
         row, w, code, own = distances[i], weights[i if gradient else 0], codes[i], sums[i]
         n = row.shape[0]
+        if own == -infinity:  # no negatives: 0, or NaN where there is one
+            lost = zero
+            for j in xp.span(n):
+                d = row[np.uintp(j)]
+                nothing = zero if d == d else d
+                lost += nothing
+                if gradient:
+                    w[np.uintp(j)] = nothing
+            losses[i] = xp.total(lost)
+            return
         zero_or_nan = row[i]
         if xp.mine(i):
             row[i] = -infinity  # no pair with itself
