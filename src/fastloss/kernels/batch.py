@@ -222,12 +222,13 @@ def _kappa(linear):
     def kappa(xp):
         """The loss, from those sums: all in float64, since nothing here depends on the size of the batch.
 
-        `known` has the targets of each class and then what chance makes of the predictions; the two factors are those
-        of the weight and of that in a slope.
+        `known` has room for the targets of each class. A slope is a factor, the last of `factors`, times the weight,
+        less a number that its class has there.
         """
         weight = _weight(xp, linear)
 
         def item(i, sums, columns, samples, epsilon, loss, known, factors):
+            expectations = known[columns:]
             parts = sums.shape[1] // columns
             seen = 0.0
             for j in range(columns):
@@ -245,7 +246,7 @@ def _kappa(linear):
                 for k in range(columns):
                     expected += known[k] * weight(np.float64(k - j))
                 expected /= samples
-                known[columns + j] = expected
+                expectations[j] = expected
                 mass = 0.0
                 for k in range(parts):
                     mass += sums[1, k * columns + j]
@@ -254,7 +255,9 @@ def _kappa(linear):
             ratio = seen / chance if chance != 0 else 0.0
             loss[0] = math.log(ratio + epsilon) if ratio + epsilon != 0 else -np.inf
             slope = 1.0 / ((ratio + epsilon) * chance) if chance != 0 else 0.0
-            factors[0], factors[1] = slope, slope * ratio
+            for j in xp.span(columns):
+                factors[j] = slope * ratio * expectations[j]
+            factors[columns] = slope
 
         return item
 
@@ -269,10 +272,9 @@ def _kappa_slopes(linear):
         """Slope i in the predictions."""
         weight = _weight(xp, linear)
 
-        def item(i, labels, columns, known, factors, slopes):
+        def item(i, labels, columns, factors, slopes):
             j = i % columns
-            w = weight(labels[i // columns] - xp.type(j))
-            slopes[i] = xp.type(factors[0]) * w - xp.type(factors[1] * known[columns + j])
+            slopes[i] = factors[columns] * weight(labels[i // columns] - xp.type(j)) - factors[j]
 
         return item
 

@@ -318,13 +318,12 @@ def triplet_semihard(xp):
 
     @xp.jit
     def beyond(negatives, distance):
-        """The smallest negative farther than this, or infinity."""
+        """The smallest negative farther than this of those that a thread has, its sign changed, or the lowest number."""
         found = low
         for j in xp.span(negatives.shape[0]):
             d = negatives[np.uintp(j)]
             found = xp.greatest(found, xp.where(d > distance, -d, low))
-        found = xp.largest(found)
-        return infinity if found == low else -found
+        return found
 
     @xp.jit
     def cell(distance, smallest, scale, cells):
@@ -393,6 +392,16 @@ def triplet_semihard(xp):
                 found, least = k if key < least else found, xp.where(key < least, key, least)
         return found
 
+    if xp.shared:  # a team looks through all negatives faster than one thread sorts them
+
+        @xp.jit
+        def arrange(keys, places, spare_keys, spare_places, bounds, count):
+            return zero, zero, count < 0
+
+        @xp.jit
+        def look_up(keys, bounds, smallest, scale, ordered, count, distance):
+            return -1
+
     def item(t, rows, distances, codes, members, starts, margin, scale, lists, keys, places, losses, weights, gradient):
         n = distances.shape[0]
         negatives = lists[t]
@@ -440,8 +449,8 @@ def triplet_semihard(xp):
                     if found >= 0:
                         negative, to = key[found], int(place[found])
                 else:
-                    negative = beyond(negatives, positive)
-                    negative = farthest if negative == infinity else negative
+                    nearest = xp.largest(beyond(negatives, positive))
+                    negative = farthest if nearest == low else -nearest
                 loss = plus_margin(positive - negative, margin)
                 if (loss > zero) | (loss != loss):
                     total += loss

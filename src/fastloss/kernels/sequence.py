@@ -160,8 +160,10 @@ def ctc(xp, logits_code, gradient_code):
 
     def item(
         i,
-        logits,
-        gradient,
+        p,
+        g,
+        all_frames,
+        classes,
         labels,
         input_lengths,
         label_lengths,
@@ -175,10 +177,9 @@ def ctc(xp, logits_code, gradient_code):
         most_numbers,
         workspace,
     ):
-        frames, count, classes = input_lengths[i], label_lengths[i], logits.shape[2]
-        # Flat, because each slice in the loop over frames would count the array's references up and down.
-        p, g, sequence = logits.ravel(), gradient.ravel(), labels[i]
-        origin, beyond = i * logits.shape[1] * classes, (i + 1) * logits.shape[1] * classes
+        # Logits and gradient are flat: each slice in the loop over frames would count an array's references up and down.
+        frames, count, sequence = input_lengths[i], label_lengths[i], labels[i]
+        origin, beyond = i * all_frames * classes, (i + 1) * all_frames * classes
         losses[i] = nan if valid[i] == 2 else zero
         if valid[i] != 1:
             frames = 0

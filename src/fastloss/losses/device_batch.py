@@ -386,8 +386,8 @@ def weighted_kappa(loss: Any, work: Work) -> None:
     linear = loss.weightage == "linear"
     step = columns * min(samples, max(1, _SUMS // columns))
     labels, slopes = work.empty(samples), work.empty(*p.shape) if work.gradient else None
-    sums, known, factors = (work.empty(*n, code="f8") for n in ((3, step), (2 * columns,), (2,)))
-    value = work.empty(1)
+    sums, known = work.empty(3, step, code="f8"), work.empty(2 * columns, code="f8")
+    value, factors = work.empty(1), work.empty(columns + 1)
     flat, predictions = y.reshape(-1), p.reshape(-1)
     work.run(batch.mean_class, samples, flat, labels, columns, alone=columns <= device.NARROW)
     kernel = batch.kappa_sums_linear if linear else batch.kappa_sums_quadratic
@@ -396,7 +396,7 @@ def weighted_kappa(loss: Any, work: Work) -> None:
     work.run(kernel, 1, sums, columns, samples, loss.epsilon, value, known, factors)
     if slopes is not None:
         kernel = batch.kappa_slopes_linear if linear else batch.kappa_slopes_quadratic
-        work.run(kernel, p.size, labels, columns, known, factors, slopes.reshape(-1), alone=True)
+        work.run(kernel, p.size, labels, columns, factors, slopes.reshape(-1), alone=True)
     return work.finish(value, slopes, ())
 
 
@@ -450,7 +450,7 @@ def ctc(loss: Any, work: Work, input_lengths: Any = None, label_lengths: Any = N
     room = sequence.room(frames, columns, classes, most_numbers, work.compute.itemsize)
     own = place.memory is not p.memory if SIMULATED else place.memory != p.memory
     work.run(
-        kernels.ctc, samples, p, place, known, steps, counts, status, losses, flow, work.gradient,
+        kernels.ctc, samples, p.reshape(-1), place.reshape(-1), frames, classes, known, steps, counts, status, losses, flow, work.gradient,
         work.gradient and place.code == work.code and own, loss.blank, loss.zero_infinity, most_numbers,
         work.empty(samples, room),
     )  # fmt: skip

@@ -251,8 +251,10 @@ class CTC(Loss):
             goal.compute,
             batch,
             (
-                p,
-                gradient,
+                p.reshape(-1),
+                gradient.reshape(-1),
+                frames,
+                classes,
                 labels,
                 steps,
                 counts,

@@ -782,6 +782,9 @@ def _slopes(target: Target) -> Callable[..., Any]:
 def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
     """The toolbox of an item that so many threads share, or of one that a thread has: what `engine.toolbox` promises.
 
+    `total` and its kin are called by the item itself, or by one function that it calls: Numba links the shared memory of
+    what is reached in two ways twice, and NVVM refuses that.
+
     Besides, `number` reads an integer as it is, `accumulate` and `whole` sum with little error, and `final` is a
     team's sum in float64.
     """
@@ -821,12 +824,13 @@ def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
     def any_of(flag):
         return cuda.syncthreads_or(flag) != 0
 
-    @device
     def scratch(memory, start, size):
         return memory[start : start + size]
 
-    for function in (span, between, chunks, chunk, mine, meet, any_of, scratch):
+    for function in (span, between, chunks, chunk, mine, meet, any_of):
         setattr(xp, function.__name__ if SIMULATED else function.py_func.__name__, function)
+    # Only what is inlined may return a part of an array.
+    xp.scratch = scratch if SIMULATED else cuda.jit(device=True, inline="always")(scratch)
     xp.shared = True
     xp.total, xp.largest = _together(_sum, lanes, dtype), _together(xp.maximum, lanes, dtype)
     xp.count, xp.least = _together(_sum, lanes, np.int32), _together(_smaller, lanes, np.int32)
