@@ -363,7 +363,7 @@ def test_the_loop_is_vectorised(name, dtype):
 
     if not llvm.get_host_cpu_features().get("avx2", False):
         pytest.skip("the expectation is that of AVX2 machine code")
-    types = ((dtype, 1),) * 4
+    types = (("int64", 0), *((dtype, 1),) * 4)
     assembly = items._compile(getattr(kernels, name), np.dtype(dtype), types, False).library.get_asm_str()
     suffix = "ps" if dtype == "float32" else "pd"
     divisions = re.findall(rf"vdiv{suffix}\s.*%[yz]mm", assembly)

@@ -21,6 +21,7 @@ from fastloss.engine.cuda import drivers, launch
 from fastloss.engine.cuda.arrays import DeviceArray, Library, c_strides
 from fastloss.engine.cuda.target import SIMULATED, cuda, element_type, types
 from fastloss.engine.variant import Variant
+from fastloss.kernels import batch
 from fastloss.losses import device_batch
 from fastloss.losses.device import DeviceCall
 from fastloss.registry import BATCH_LOSSES
@@ -384,6 +385,11 @@ def test_batch_losses(name, monkeypatch):
         without_device(monkeypatch)
         check_items(key, CAPABILITIES[i % 2])
         _COMPILED.add(key)
+
+
+def test_classes_of_one_hot_targets():
+    kinds = (("f4", 1), ("f8", 1), ("int64", 0), ("i8", 1), ("int64", 0))
+    check_items((batch.hot_class, np.dtype("f4"), kinds, False), (8, 0))
 
 
 _COMPILED = set()

@@ -1,7 +1,7 @@
 """What losses of batches need besides their kernels where NumPy is not at hand, as it is not on a GPU.
 
-Itemwise kernels as the others, for the toolbox of a team (`fastloss.engine.cuda.drivers.team`): nothing of the host looks
-at data between them.
+Itemwise kernels as the others, for the toolbox of a team (`fastloss.engine.cuda.drivers.team`): between them nothing of
+the host looks at data.
 """
 
 from __future__ import annotations
@@ -342,7 +342,8 @@ def sequences(xp, y_code, frames_code, labels_code):
 @itemwise
 def hot_class(xp, code):
     """The class of row i of one-hot targets; NaN, and its number is told, if the row is not one-hot."""
-    load, zero, one, nan = xp.load(code), *xp.consts(0.0, 1.0, np.nan)
+    load = xp.load(code)
+    zero, one, nan = xp.consts(0.0, 1.0, np.nan)
 
     def item(i, y, classes, columns, bad, slot):
         hot, place, total = np.int32(0), np.int32(0), zero
@@ -350,7 +351,7 @@ def hot_class(xp, code):
             t = load(y, i * columns + k)
             if t != zero:
                 hot += np.int32(1)
-                place = np.int32(k)
+                place += np.int32(k)  # that of the only one, if it is one
                 total += t
         hot, place, total = xp.count(hot), xp.count(place), xp.total(total)
         if hot == 1 and total == one:

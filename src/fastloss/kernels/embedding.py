@@ -9,8 +9,8 @@ Indices are unsigned in vector loops, because Python's wrap-around for negative 
 some columns puts the lowest finite number in place of the others: with -inf, LLVM would make a branch of the selection,
 and the loop would be 14 times slower.
 
-Loops over columns are `xp.span`'s and its kin, so that a team of threads may share an item; on the CPU that is a team of
-one. The matrices and the scratch that an item writes are its own.
+Loops over columns are `xp.span`'s and its kin, so that a team of threads may share an item; on the CPU one thread has
+it. The matrices and the scratch that an item writes are its own.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ def triplet_semihard(xp):
 
     @xp.jit
     def beyond(negatives, distance):
-        """The smallest negative farther than this of those that a thread has, its sign changed, or the lowest number."""
+        """The smallest negative farther than this of those a thread has, its sign changed, or the lowest number."""
         found = low
         for j in xp.span(negatives.shape[0]):
             d = negatives[np.uintp(j)]

@@ -177,7 +177,7 @@ def ctc(xp, logits_code, gradient_code):
         most_numbers,
         workspace,
     ):
-        # Logits and gradient are flat: each slice in the loop over frames would count an array's references up and down.
+        # Logits and gradient are flat: a slice in the loop over frames would count an array's references up and down.
         frames, count, sequence = input_lengths[i], label_lengths[i], labels[i]
         origin, beyond = i * all_frames * classes, (i + 1) * all_frames * classes
         losses[i] = nan if valid[i] == 2 else zero

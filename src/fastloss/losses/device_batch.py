@@ -1,7 +1,7 @@
 """Losses of boxes, sequences and whole batches on a CUDA device: the same kernels, launched one after the other.
 
-A loss names its function here (`fastloss.losses.base.Loss.device_form`). What `Loss._compute` decides from data (how many
-pairs there are, which labels are valid) is decided on the device.
+A loss names its function here (`fastloss.losses.base.Loss.device_form`). What the CPU decides from data (how many pairs
+there are, which labels are valid) is decided on the device.
 """
 
 from __future__ import annotations
@@ -406,7 +406,7 @@ def weighted_kappa(loss: Any, work: Work) -> None:
 def ctc(loss: Any, work: Work, input_lengths: Any = None, label_lengths: Any = None) -> None:
     """Of `fastloss.losses.CTC`: a block a sequence."""
     loss._check_shapes(work.y, work.p)
-    library, p = work.call.library, work.p.contiguous()
+    p = work.p.contiguous()
     p = p if p.is_float else work.computable(p)
     y = work.y.contiguous()
     samples, frames, classes = p.shape
@@ -450,9 +450,9 @@ def ctc(loss: Any, work: Work, input_lengths: Any = None, label_lengths: Any = N
     room = sequence.room(frames, columns, classes, most_numbers, work.compute.itemsize)
     own = place.memory is not p.memory if SIMULATED else place.memory != p.memory
     work.run(
-        kernels.ctc, samples, p.reshape(-1), place.reshape(-1), frames, classes, known, steps, counts, status, losses, flow, work.gradient,
-        work.gradient and place.code == work.code and own, loss.blank, loss.zero_infinity, most_numbers,
-        work.empty(samples, room),
+        kernels.ctc, samples, p.reshape(-1), place.reshape(-1), frames, classes, known, steps, counts, status, losses,
+        flow, work.gradient, work.gradient and place.code == work.code and own, loss.blank, loss.zero_infinity,
+        most_numbers, work.empty(samples, room),
     )  # fmt: skip
     work.reduce(losses, (samples,), reduction, False)
 

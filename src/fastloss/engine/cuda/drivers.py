@@ -780,20 +780,21 @@ def _slopes(target: Target) -> Callable[..., Any]:
 
 @cache
 def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
-    """The toolbox of an item that so many threads share, or of one that a thread has: what `engine.toolbox` promises.
+    """The toolbox of an item that so many threads share, or that a thread has: as `engine.toolbox` promises.
 
-    `total` and its kin are called by the item itself, or by one function that it calls: Numba links the shared memory of
-    what is reached in two ways twice, and NVVM refuses that.
+    `total` and its kin are called by the item itself, or by one function that it calls: what is reached in two ways has
+    its shared memory twice when Numba links, and NVVM refuses that.
 
     Besides, `number` reads an integer as it is, `accumulate` and `whole` sum with little error, and `final` is a
     team's sum in float64.
     """
-    xp: Any = make_toolbox(dtype)
+    found = make_toolbox(dtype)
+    xp: Any = found
     xp.wide = dtype.type
     xp.number, xp.accumulate, xp.whole = _number, _add, _whole(np.float64)
     if lanes == 1:
         xp.final = device(lambda x: x)
-        return xp  # type: ignore[no-any-return]
+        return found
     LANES, LAST, TURN = lanes, lanes - 1, lanes * RUN
 
     @device
@@ -835,7 +836,7 @@ def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
     xp.total, xp.largest = _together(_sum, lanes, dtype), _together(xp.maximum, lanes, dtype)
     xp.count, xp.least = _together(_sum, lanes, np.int32), _together(_smaller, lanes, np.int32)
     xp.final = _together(_sum, lanes, np.float64)
-    return xp  # type: ignore[no-any-return]
+    return found
 
 
 def items(kernel: Kernel, dtype: np.dtype[Any], codes: tuple[str, ...], arguments: int, lanes: int) -> Any:
