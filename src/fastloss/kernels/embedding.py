@@ -492,7 +492,7 @@ def lifted_negatives(xp):
         total = xp.total(total)
         sums[i] = top + xp.log(xp.type(total))
         if gradient:
-            inverse = zero if total == 0 else xp.type(xp.wide(1) / total)
+            inverse = xp.type(xp.wide(1) / total)
             for j in xp.span(n):
                 w[np.uintp(j)] *= inverse
 
@@ -507,7 +507,8 @@ def lifted_pairs(xp):
     def item(i, distances, codes, sums, scale, losses, weights, gradient):
         row, w, code, own = distances[i], weights[i if gradient else 0], codes[i], sums[i]
         n = row.shape[0]
-        if own == -infinity:  # no negatives: 0, or NaN where there is one
+        # One class alone: 0, or NaN where there is one. The CPU, which knows how many classes there are, never asks.
+        if xp.shared and own == -infinity:
             lost = zero
             for j in xp.span(n):
                 d = row[np.uintp(j)]

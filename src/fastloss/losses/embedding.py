@@ -312,7 +312,11 @@ class LiftedStructLoss(BatchLoss):
 
     def _batch(self, y: Array, p: Array, gradient: bool, n_threads: int | None) -> tuple[float, Pullback | None]:
         (classes,) = pairwise.classes(y)
-        size, pairs = len(p), max(classes.pairs, 1)
+        size, pairs = len(p), classes.pairs
+        if not pairs or len(classes.counts) < 2:
+            # 0, or NaN if there is one.
+            lost = np.nan if np.isnan(p).any() else 0.0
+            return lost, lambda flow: np.full_like(p, lost)
         found = pairwise.euclidean(p, False, n_threads)
         matrix, codes = found.matrix, classes.codes
         losses, sums, slopes = np.empty(size, p.dtype), np.empty(size, p.dtype), square(p, gradient)
