@@ -485,9 +485,10 @@ def lifted_negatives(xp):
             for j in xp.chunk(start, n):
                 e = xp.exp_nonpositive((margin - row[np.uintp(j)]) - top)
                 e = xp.where(codes[np.uintp(j)] == code, zero, e)
-                part += e
+                # Before the sum: after it, LLVM orders the sum in one way alone and in another among threads.
                 if gradient:
                     w[np.uintp(j)] = e
+                part += e
             total += part
         total = xp.total(total)
         sums[i] = top + xp.log(xp.type(total))
