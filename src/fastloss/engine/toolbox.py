@@ -53,6 +53,7 @@ class Toolbox(ModuleType):
         # The dtype of an item's sums over chunks, and whether several threads share an item.
         self.wide: Any = np.float64
         self.shared = False
+        self.stride = CHUNK
         for functions in (vmath.build(self.type, self.jit, self._hold), _elementary(self.jit), _alone(self.jit)):
             for name, function in functions.items():
                 setattr(self, name, function)

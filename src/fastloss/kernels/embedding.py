@@ -149,9 +149,9 @@ def flow_euclidean(xp):
             if xp.mine(r):
                 row[r] = zero
             total = xp.wide(0)
-            for start in xp.chunks(n):
+            for start in range(0, n, xp.stride):
                 part = zero
-                for c in xp.chunk(start, n):
+                for c in xp.between(start, min(start + xp.stride, n)):
                     part += row[np.uintp(c)]
                 total += part
             total = xp.total(total)
@@ -480,9 +480,9 @@ def lifted_negatives(xp):
             top = xp.greatest(top, xp.where(codes[np.uintp(j)] == code, low, margin - row[np.uintp(j)]))
         top = xp.largest(top)
         total = xp.wide(0)
-        for start in xp.chunks(n):
+        for start in range(0, n, xp.stride):
             part = zero
-            for j in xp.chunk(start, n):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 e = xp.exp_nonpositive((margin - row[np.uintp(j)]) - top)
                 e = xp.where(codes[np.uintp(j)] == code, zero, e)
                 # Before the sum: after it, LLVM orders the sum in one way alone and in another among threads.
@@ -523,9 +523,9 @@ def lifted_pairs(xp):
         if xp.mine(i):
             row[i] = -infinity  # no pair with itself
         total, pulled = xp.wide(0), xp.wide(0)
-        for start in xp.chunks(n):
+        for start in range(0, n, xp.stride):
             part, some = zero, zero
-            for j in xp.chunk(start, n):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 more = sums[np.uintp(j)] - own
                 hinge = xp.maximum(own + xp.softplus(more) + row[np.uintp(j)], zero)
                 hinge = xp.where(codes[np.uintp(j)] == code, hinge, zero)
@@ -560,9 +560,9 @@ def _npairs(xp, target):
             top = xp.greatest(top, row[np.uintp(j)])
         top = xp.largest(top)
         total, picked = xp.wide(0), xp.wide(0)
-        for start in xp.chunks(n):
+        for start in range(0, n, xp.stride):
             part, some = zero, zero
-            for j in xp.chunk(start, n):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 t = target(targets, i, j)
                 z = row[np.uintp(j)] - top
                 e = xp.exp_nonpositive(z)
@@ -633,9 +633,9 @@ def circle(xp):
             top_n = xp.greatest(top_n, xp.where(same, low, negative(d, gamma, margin)))
         top_p, top_n = xp.largest(top_p), xp.largest(top_n)
         total_p, total_n = xp.wide(0), xp.wide(0)
-        for start in xp.chunks(n):
+        for start in range(0, n, xp.stride):
             part_p, part_n = zero, zero
-            for j in xp.chunk(start, n):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 d = row[np.uintp(j)]
                 same = columns[np.uintp(j)] == code
                 s = xp.where(same, positive(d, gamma, margin) - top_p, negative(d, gamma, margin) - top_n)

@@ -832,7 +832,7 @@ def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
         setattr(xp, function.__name__ if SIMULATED else function.py_func.__name__, function)
     # Only what is inlined may return a part of an array.
     xp.scratch = scratch if SIMULATED else cuda.jit(device=True, inline="always")(scratch)
-    xp.shared = True
+    xp.shared, xp.stride = True, TURN
     xp.total, xp.largest = _together(_sum, lanes, dtype), _together(xp.maximum, lanes, dtype)
     xp.count, xp.least = _together(_sum, lanes, np.int32), _together(_smaller, lanes, np.int32)
     xp.final = _together(_sum, lanes, np.float64)
