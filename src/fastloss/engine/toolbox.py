@@ -50,7 +50,7 @@ class Toolbox(ModuleType):
         self._hold = jit.keep if decorate is None else None
         # As `maximum`, of two numbers in this dtype: the one form of it that a loop's maximum is vectorised with.
         self.greatest: Callable[[Any, Any], Any] = jit.maximum if compiled else np.maximum
-        # The dtype of an item's sums over chunks, and whether several threads share an item.
+        # The dtype of an item's sums, how many elements are one of its parts, and whether threads share an item.
         self.wide: Any = np.float64
         self.shared = False
         self.stride = CHUNK
@@ -120,12 +120,6 @@ def _alone(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
     def between(start, stop):
         return range(start, stop)
 
-    def chunks(n):
-        return range(0, n, CHUNK)
-
-    def chunk(start, n):
-        return range(start, min(start + CHUNK, n))
-
     def mine(index):
         """Whether this thread has that index."""
         return True
@@ -155,7 +149,7 @@ def _alone(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
         """So many numbers to write to: new ones, or of the team's own memory those from `start` on."""
         return np.empty(size, memory.dtype)
 
-    functions = (span, between, chunks, chunk, mine, meet, total, largest, least, count, any_of, scratch)
+    functions = (span, between, mine, meet, total, largest, least, count, any_of, scratch)
     return {f.__name__: decorate(f) for f in functions}
 
 

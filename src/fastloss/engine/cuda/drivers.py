@@ -806,14 +806,6 @@ def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
         return range(start + ((cuda.threadIdx.x - start) & LAST), stop, LANES)
 
     @device
-    def chunks(n):
-        return range(0, n, TURN)
-
-    @device
-    def chunk(start, n):
-        return range(start + cuda.threadIdx.x, min(start + TURN, n), LANES)
-
-    @device
     def mine(index):
         return (index & LAST) == cuda.threadIdx.x
 
@@ -828,7 +820,7 @@ def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
     def scratch(memory, start, size):
         return memory[start : start + size]
 
-    for function in (span, between, chunks, chunk, mine, meet, any_of):
+    for function in (span, between, mine, meet, any_of):
         setattr(xp, function.__name__ if SIMULATED else function.py_func.__name__, function)
     # Only what is inlined may return a part of an array.
     xp.scratch = scratch if SIMULATED else cuda.jit(device=True, inline="always")(scratch)
