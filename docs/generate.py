@@ -99,7 +99,7 @@ def has_hessian(row: Row | BatchRow) -> bool:
 
 def has_cuda(row: Row | BatchRow) -> bool:
     """Whether it takes arrays of a CUDA device."""
-    return issubclass(row.cls, KernelLoss)
+    return issubclass(row.cls, KernelLoss) or row.cls.device_form is not None
 
 
 def kind(row: Row | BatchRow) -> str:

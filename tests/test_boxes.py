@@ -363,7 +363,7 @@ def test_the_loop_is_vectorised(name, dtype):
 
     if not llvm.get_host_cpu_features().get("avx2", False):
         pytest.skip("the expectation is that of AVX2 machine code")
-    types = ((dtype, 1),) * 4
+    types = (("int64", 0), *((dtype, 1),) * 4)
     assembly = items._compile(getattr(kernels, name), np.dtype(dtype), types, False).library.get_asm_str()
     suffix = "ps" if dtype == "float32" else "pd"
     divisions = re.findall(rf"vdiv{suffix}\s.*%[yz]mm", assembly)
@@ -379,7 +379,7 @@ def test_the_kernel_runs_as_plain_python(mode):
     values, slopes = np.empty(6), np.empty(24)
     with np.errstate(all="ignore"):
         item = getattr(kernels, f"{mode}_gradient").factory(Toolbox(np.dtype("float64"), compiled=False))
-        item(0, true.reshape(-1), pred.reshape(-1), values, slopes)
+        item(0, 6, true.reshape(-1), pred.reshape(-1), values, slopes)
     value, gradient = losses.GIoULoss(mode, reduction="none").value_and_grad(true, pred)
     assert_close(values, value, rtol=1e-14)
     assert_close(slopes.reshape(6, 4), gradient, rtol=1e-13, atol=1e-15)

@@ -691,9 +691,8 @@ def test_other_errors():
 
 
 @pytest.mark.parametrize("table", [sequence.TABLE_BYTES, 0], ids=["table", "segments"])
-def test_plain_python_stays_within_its_arrays(table, monkeypatch):
+def test_plain_python_stays_within_its_arrays(table):
     """The kernel without compilation, where NumPy checks every index; with a table of all frames, and in segments."""
-    monkeypatch.setattr(sequence, "TABLE_BYTES", table)
     item = kernels.ctc.factory(Toolbox(np.dtype(np.float64), compiled=False), "f8", "f8")
     for frames, columns in ((5, 3), (7, 7), (17, 8), (20, 9)):
         y, z, _, _ = problem(25, batch=2, frames=frames, columns=columns)
@@ -704,7 +703,8 @@ def test_plain_python_stays_within_its_arrays(table, monkeypatch):
         lengths = np.full(2, frames), np.full(2, columns)
         with np.errstate(all="ignore"):
             for i in range(2):
-                item(i, z, gradient, y, *lengths, np.ones(2, np.uint8), value, np.ones(2), True, True, 0, False)
+                arrays = z.reshape(-1), gradient.reshape(-1), *z.shape[1:], y, *lengths, np.ones(2, np.uint8), value
+                item(i, *arrays, np.ones(2), True, True, 0, False, table // 8, np.empty((1, 0)))
         np.testing.assert_allclose(value, want[0], rtol=1e-13)
         np.testing.assert_allclose(gradient, want[1], rtol=1e-12, atol=1e-14)
 
@@ -760,9 +760,9 @@ def test_recursions_are_packed():
     """Both recursions scale their terms by powers of two: shifts that the compiler has to have packed."""
     from fastloss.engine.items import _compile, _kind
 
-    flat, plane, cube = np.empty(1, "f4"), np.empty((1, 1), np.int64), np.empty((1, 1, 1), "f4")
+    flat, plane, memory = np.empty(1, "f4"), np.empty((1, 1), np.int64), np.empty((1, 0), "f4")
     lengths, valid = np.empty(1, np.int64), np.empty(1, np.uint8)
-    arguments = (cube, cube, plane, lengths, lengths, valid, flat, flat, True, True, 0, False)
+    arguments = (flat, flat, 1, 1, plane, lengths, lengths, valid, flat, flat, True, True, 0, False, 1, memory)
     dtype = np.dtype(np.float32)
     types = tuple(_kind(argument, dtype) for argument in arguments)
     assembly = _compile(kernels.ctc, dtype, types, False).library.get_asm_str()

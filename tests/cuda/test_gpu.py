@@ -15,7 +15,7 @@ import data
 import fastloss
 from fastloss import losses
 from fastloss.engine.cuda.target import SIMULATED, cuda
-from fastloss.registry import LOSSES
+from fastloss.registry import BATCH_LOSSES, LOSSES
 
 pytestmark = pytest.mark.skipif(SIMULATED or not cuda.is_available(), reason="no CUDA device here")
 
@@ -50,6 +50,44 @@ def test_float64_agrees_with_the_cpu(name):
             np.testing.assert_allclose(
                 gradient.copy_to_host(), slope, rtol=1e-9, atol=1e-13, err_msg=f"{params}, {shape}"
             )
+
+
+@pytest.mark.parametrize("name", BATCH_LOSSES)
+def test_float64_of_batch_losses_agrees_with_the_cpu(name):
+    row = BATCH_LOSSES[name]
+    for params in row.variants:
+        for size in (7, 300):
+            y, p = data.batch_inputs(row, params, size, seed=1)
+            want, slope = row.cls(**params).value_and_grad(y, p)
+            value, gradient = row.cls(**params).value_and_grad(cuda.to_device(y), cuda.to_device(p))
+            np.testing.assert_allclose(value.copy_to_host(), want, rtol=1e-11, err_msg=f"{params}, {size}")
+            scale = np.abs(slope).max()
+            np.testing.assert_allclose(gradient.copy_to_host() / scale, slope / scale, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["ctc", "circle", "triplet_semihard_loss", "npairs_multilabel_loss"])
+def test_products_and_sequences_of_torch(name, torch):
+    """Matrix products are PyTorch's own here; float32 against float64 of the CPU, the same bits each time."""
+    row = BATCH_LOSSES[name]
+    y, p = data.batch_inputs(row, {}, 130, seed=2)
+    want, slope = row.cls().value_and_grad(y, p)
+    t, z = torch.tensor(y).cuda(), torch.tensor(p).cuda().float().requires_grad_()
+    value, gradient = row.cls().value_and_grad(t, z)
+    again = row.cls().value_and_grad(t, z)
+    assert bool((gradient == again[1]).all())
+    assert value.item() == again[0].item()
+    np.testing.assert_allclose(value.item(), want, rtol=1e-4)
+    np.testing.assert_allclose(gradient.double().cpu().numpy(), slope, atol=1e-3 * np.abs(slope).max())
+
+
+def test_long_sequences_are_computed_in_segments(monkeypatch):
+    monkeypatch.setattr("fastloss.losses.device_batch.TABLE_BYTES", 1 << 16)
+    random = np.random.default_rng(4)
+    y, p = random.integers(1, 6, (3, 70)), random.normal(size=(3, 400, 6))
+    want, slope = losses.CTC().value_and_grad(y, p)
+    value, gradient = losses.CTC().value_and_grad(cuda.to_device(y), cuda.to_device(p))
+    np.testing.assert_allclose(value.copy_to_host(), want, rtol=1e-12)
+    np.testing.assert_allclose(gradient.copy_to_host(), slope, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -128,6 +166,11 @@ import numpy as np
 from numba import cuda
 from fastloss import losses
 y = np.arange(70) % 10
+r = np.random.default_rng(1)
+for loss in (losses.TripletSemiHardLoss(), losses.LiftedStructLoss(), losses.Circle(), losses.TripletHardLoss()):
+    loss.value_and_grad(cuda.to_device(y), cuda.to_device(r.random((70, 9), np.float32)))[0].copy_to_host()
+labels, logits = r.integers(1, 5, (3, 40)), r.random((3, 90, 5), np.float32)
+losses.CTC().value_and_grad(cuda.to_device(labels), cuda.to_device(logits))[0].copy_to_host()
 for loss in (losses.SparseCategoricalCrossentropy(from_logits=True), losses.SparsemaxLoss(), losses.Dice()):
     for shape in ((70, 10), (70, 1000), (70, 20_000)):
         p = np.random.default_rng(0).random(shape, np.float32)

@@ -14,11 +14,17 @@ import pytest
 
 pytest.importorskip("numba.cuda.core", reason="needs the extra fastloss[cuda]")
 pytest.importorskip("cuda.pathfinder", reason="needs the extra fastloss[cuda]")
+import data
 from cuda import pathfinder
 from fastloss import kernels
 from fastloss.engine.cuda import drivers, launch
+from fastloss.engine.cuda.arrays import DeviceArray, Library, c_strides
 from fastloss.engine.cuda.target import SIMULATED, cuda, element_type, types
 from fastloss.engine.variant import Variant
+from fastloss.kernels import batch
+from fastloss.losses import device_batch
+from fastloss.losses.device import DeviceCall
+from fastloss.registry import BATCH_LOSSES
 
 KERNELS = {
     name: kernel
@@ -52,6 +58,10 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _no_device(monkeypatch):
+    without_device(monkeypatch)
+
+
+def without_device(monkeypatch):
     """Numba asks device and NVRTC for a capability even where the caller names one; here is neither."""
     import numba.cuda.cuda_paths
     import numba.cuda.cudadrv.nvrtc
@@ -88,16 +98,55 @@ class Code:
         """Instructions whose name matches."""
         return [line for line in inside or self.instructions if re.match(rf"(@!?%p\d+ )?{pattern}\b", line)]
 
-    def loops(self):
-        """Whatever lies between a label and a jump back to it."""
-        places = {line[:-1]: i for i, line in enumerate(self.lines) if re.fullmatch(r"\$L__BB\w+:", line)}
-        inside = set()
-        for i, line in enumerate(self.lines):
-            jump = re.search(r"bra(?:\.uni)?\s+(\$L__BB\w+);", line)
-            if jump and places.get(jump[1], len(self.lines)) < i:
-                inside.update(range(places[jump[1]], i))
-        assert inside, "no loop found"
-        return [self.lines[i] for i in sorted(inside) if self.lines[i] in set(self.instructions)]
+    def loops(self, needed=True, innermost=False):
+        """The instructions that may follow themselves: those of loops, or of loops without loops in them."""
+        blocks, following = self.blocks()
+        inside = cycles(set(range(len(blocks))), following)
+        if innermost:
+            inside = [least for loop in inside for least in leaves(loop, following)]
+        assert inside or not needed, "no loop found"
+        return [line for block in sorted(set().union(*inside)) for line in blocks[block]]
+
+    def blocks(self):
+        """Runs of instructions that are entered at their beginning alone, and what may follow each."""
+        known, blocks, names = set(self.instructions), [[]], {}
+        for line in self.lines:
+            if re.fullmatch(r"\$L__BB\w+:", line):
+                names[line[:-1]] = len(blocks)
+                blocks.append([])
+            elif line in known:
+                blocks[-1].append(line)
+                if re.search(r"\bbra\b|\bret;", line):
+                    blocks.append([])
+        following = []
+        for i, block in enumerate(blocks):
+            last = block[-1] if block else ""
+            jump = re.search(r"\bbra(?:\.uni)?\s+(\$L__BB\w+);", last)
+            ends = last == "ret;" or (jump and not last.startswith("@"))
+            after = [] if ends or i + 1 == len(blocks) else [i + 1]
+            following.append({*after, *([names[jump[1]]] if jump else [])})
+        return blocks, following
+
+
+def cycles(blocks, following):
+    """The largest sets of blocks of which each leads to each."""
+    leads = {}
+    for block in blocks:
+        seen, new = set(), {block}
+        while new:
+            new = set().union(*(following[b] for b in new)) & blocks - seen
+            seen |= new
+        leads[block] = seen
+    found = [frozenset(b for b in leads[block] if block in leads[b]) for block in blocks if block in leads[block]]
+    return list(dict.fromkeys(found))
+
+
+def leaves(loop, following):
+    """The loops within a loop that have none within: what turns when its entry is left out, or itself."""
+    outside = set(range(len(following))) - loop
+    entries = {b for a in outside for b in following[a]} & loop
+    within = cycles(set(loop) - entries, following) if entries else []
+    return [least for inner in within for least in leaves(inner, following)] or [loop]
 
 
 def check_arithmetic(target, code, dtype, label):
@@ -235,7 +284,10 @@ def arrays(*codes):
             drivers.copy("i8", "i8", 2),
             (*arrays("i8", "i8"), *[types.UniTuple(types.int64, 2)] * 3, types.int64),
         ),
-        (drivers.product("f4"), (*arrays("f4", "f4", "f4"), types.int64)),
+        (drivers.times("f4"), (*arrays("f4", "f4", "f4"), types.int64)),
+        (drivers.product("f4", True), (*arrays("f4", "f4", "f4"), *[types.int64] * 3)),
+        (drivers.product("f4", False), (*arrays("f4", "f4", "f4"), *[types.int64] * 3)),
+        (drivers.pull("f4", "bf2", True), (*arrays("f4", "f4", "u1", "bf2"), types.int64, types.int64)),
         (
             drivers.samples_that_count("i8", False, False),
             (*arrays("i8", "u1", "u1"), types.int64, *arrays("u1"), types.int64),
@@ -257,6 +309,103 @@ def test_what_comes_before_and_after(kernel, signature):
     code = Code(text)
     assert code.of(r"st\.global\S*")
     assert not code.calls
+
+
+# ---- losses of boxes, sequences and whole batches -------------------------------------------------------------------
+
+
+class Nowhere(Library):
+    """Arrays that are nowhere, for calls whose launches are only looked at."""
+
+    def empty(self, shape, code):
+        return DeviceArray(self, None, 0, tuple(shape), c_strides(tuple(shape)), code)
+
+    def upload(self, array, code):
+        return self.empty(array.shape, code)
+
+    def flat(self, array, count):
+        return np.zeros(count, np.uint8)
+
+    def stream(self):
+        return 0
+
+
+class Launch:
+    """A kernel that does nothing."""
+
+    def __getitem__(self, configuration):
+        return lambda *arguments: None
+
+
+def launched(monkeypatch, row, params, dtype, storage, gradient=True):
+    """The kernels of items that a call of the loss launches: ``(kernel, dtype, kinds, alone)`` each."""
+    found = []
+
+    def items(*key):
+        found.append(key)
+        return Launch()
+
+    monkeypatch.setattr(launch, "_items", items)
+    for name in ("_kernel", "_helper"):
+        monkeypatch.setattr(launch, name, lambda *arguments: Launch())
+    monkeypatch.setattr(launch, "_multiprocessors", lambda number: 132)
+    monkeypatch.setattr(device_batch.labels, "slot", lambda *arguments: (np.empty(0, np.int64), 0))
+    y, p = data.batch_inputs(row, params, 6)
+    nowhere, compute = Nowhere(0), np.dtype(dtype)
+    targets = nowhere.empty(y.shape, "i8" if y.dtype.kind == "i" else storage)
+    call = DeviceCall(
+        nowhere, targets, nowhere.empty(p.shape, storage), compute, dtype, storage, None, None, None, None, None, None
+    )
+    device_batch.evaluate(row.cls(**params), int(gradient), call, {})
+    return found
+
+
+def check_items(key, capability):
+    """No local memory, no calls, float64 where the sums end alone."""
+    kernel, dtype, kinds, alone = key
+    text, _ = cuda.compile_ptx(launch.items_source(*key), launch.items_signature(kinds), cc=capability)
+    code, label = Code(text), f"{kernel.name}, {dtype}, {capability}"
+    assert not code.local, f"{label}: local memory: {code.local[:3]}"
+    assert not code.calls, f"{label}: {code.calls[:3]}"
+    if dtype == np.float32 and kernel.name != "kappa":  # which adds up what all others have found
+        # The frames of a sequence, in whose innermost loops are its labels and classes, have their product in float64.
+        wide = code.of(WIDE, code.loops(needed=not alone, innermost=kernel.name == "ctc"))
+        assert not wide, f"{label}: {wide}"
+
+
+@pytest.mark.parametrize("name", BATCH_LOSSES)
+def test_batch_losses(name, monkeypatch):
+    """Every kernel that a call launches, in float32; each once."""
+    row, seen = BATCH_LOSSES[name], set()
+    for params in row.variants:
+        seen.update(launched(monkeypatch, row, params, "f4", "f4"))
+    monkeypatch.undo()
+    assert seen
+    for i, key in enumerate(sorted(seen - _COMPILED, key=repr)):
+        without_device(monkeypatch)
+        check_items(key, CAPABILITIES[i % 2])
+        _COMPILED.add(key)
+
+
+def test_classes_of_one_hot_targets():
+    kinds = (("f4", 1), ("f8", 1), ("int64", 0), ("i8", 1), ("int64", 0))
+    check_items((batch.hot_class, np.dtype("f4"), kinds, False), (8, 0))
+
+
+_COMPILED = set()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("dtype", "storage"), STORAGE)
+@pytest.mark.parametrize("name", BATCH_LOSSES)
+def test_every_batch_loss(name, dtype, storage, monkeypatch):
+    row, seen = BATCH_LOSSES[name], set()
+    for params, gradient in itertools.product(row.variants, (False, True)):
+        seen.update(launched(monkeypatch, row, params, dtype, storage, gradient))
+    monkeypatch.undo()
+    without_device(monkeypatch)
+    for key, capability in itertools.product(seen, CAPABILITIES):
+        check_items(key, capability)
 
 
 @pytest.mark.exhaustive

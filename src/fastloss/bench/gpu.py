@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastloss.bench import peers
-from fastloss.registry import LOSSES
+from fastloss.bench import cases, peers
+from fastloss.bench.cases import BATCH_CASES
 
 ELEMENTS = 1 << 28
 SMALL = (32, 10)
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     dtype : str
         Of the predictions.
     arrays : int
-        How many arrays of the predictions' size are read and written at least.
+        How many arrays of the predictions' size are read and written at least; 0 where that is not what takes time.
     """
 
     loss: str
@@ -58,6 +58,7 @@ CASES = (
     Case("sparse_categorical_crossentropy", _LOGITS, (1_048_576, 10), "float32", 2),
     Case("sparse_categorical_crossentropy", _LOGITS, (65_536, 1000), "float32", 2),
     Case("sparse_categorical_crossentropy", _LOGITS, SMALL, "float32", 2),
+    *(Case(name, dict(case.options), case.shape, "float32", 0) for name, case in BATCH_CASES.items()),
 )
 
 
@@ -96,7 +97,7 @@ def run(names: tuple[str, ...], rounds: int) -> dict[str, Any]:
         times = _host_times(torch, contestants, rounds) if small else _device_times(torch, contestants, rounds)
         least = case.arrays * p.numel() * p.element_size()
         for who, seconds in times.items():
-            share = None if small else least / seconds / bandwidth
+            share = least / seconds / bandwidth if least and not small else None
             figures.append(Figure(case.loss, case.shape, case.dtype, who, 1e6 * seconds, share))
         del y, p, contestants
         torch.cuda.empty_cache()
@@ -122,7 +123,15 @@ def write_json(found: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
+def _measured(case: Case) -> cases.Case:
+    """The case of that loss and these options, as the CPU's benchmark knows it."""
+    return next(found for found in cases.cases((case.loss,)) if found.options == case.options)
+
+
 def _inputs(torch: Any, case: Case) -> tuple[Any, Any]:
+    if case.loss in BATCH_CASES:
+        y, p = _measured(case).inputs(case.shape, case.dtype)
+        return torch.from_numpy(y).cuda(), torch.from_numpy(p).cuda()
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
     p = torch.randn(case.shape, device="cuda", dtype=dtype)
@@ -135,12 +144,13 @@ def _inputs(torch: Any, case: Case) -> tuple[Any, Any]:
 
 def _contestants(torch: Any, case: Case, y: Any, p: Any) -> dict[str, Callable[[], Any]]:
     """Calls that compute value and gradient, by who they are."""
-    loss = LOSSES[case.loss].cls(**case.options)
+    loss = _measured(case).loss()
     place = torch.empty_like(p)
     wanting = p.detach().requires_grad_()
 
-    plain = peers.torch_value(case.loss + (", from logits" if case.options else ""))
-    assert plain is not None, "every case has a way in PyTorch"
+    plain = peers.torch_value(_measured(case).label)
+    if plain is not None and case.loss in BATCH_CASES:
+        plain = _on_device(torch, plain)
 
     def differentiated(function: Callable[..., Any]) -> Callable[[], Any]:
         def call() -> Any:
@@ -149,11 +159,10 @@ def _contestants(torch: Any, case: Case, y: Any, p: Any) -> dict[str, Callable[[
 
         return call
 
-    result: dict[str, Callable[[], Any]] = {
-        "fastloss": lambda: loss.value_and_grad(y, p, out=place),
-        "torch eager": differentiated(plain),
-        "torch.compile": differentiated(torch.compile(plain)),
-    }
+    result: dict[str, Callable[[], Any]] = {"fastloss": lambda: loss.value_and_grad(y, p, out=place)}
+    if plain is not None:
+        result["torch eager"] = differentiated(plain)
+        result["torch.compile"] = differentiated(torch.compile(plain))
     if case.loss.startswith("sparse") and importlib.util.find_spec("liger_kernel") is not None:
         liger = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss()
 
@@ -165,6 +174,16 @@ def _contestants(torch: Any, case: Case, y: Any, p: Any) -> dict[str, Callable[[
         liger_logits = p.detach().clone().requires_grad_()
         result["Liger-Kernel"] = liger_call
     return result
+
+
+def _on_device(torch: Any, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A formula that makes arrays of its own on the device."""
+
+    def call(y: Any, p: Any) -> Any:
+        with torch.device("cuda"):
+            return function(y, p)
+
+    return call
 
 
 def _device_times(torch: Any, contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -18,6 +18,9 @@ from fastloss.engine import access, jit, vmath
 EPSILON = 1e-7
 """Keras's fuzz factor. It is rounded to the compute dtype: in float32 the upper clip border is 0.9999999."""
 
+CHUNK = 1024
+"""Elements that an item sums in the compute dtype, before they go to a sum in a wider one."""
+
 
 class Toolbox(ModuleType):
     """Scalar functions and constants of one dtype.
@@ -47,7 +50,11 @@ class Toolbox(ModuleType):
         self._hold = jit.keep if decorate is None else None
         # As `maximum`, of two numbers in this dtype: the one form of it that a loop's maximum is vectorised with.
         self.greatest: Callable[[Any, Any], Any] = jit.maximum if compiled else np.maximum
-        for functions in (vmath.build(self.type, self.jit, self._hold), _elementary(self.jit)):
+        # The dtype of an item's sums, how many elements are one of its parts, and whether threads share an item.
+        self.wide: Any = np.float64
+        self.shared = False
+        self.stride = CHUNK
+        for functions in (vmath.build(self.type, self.jit, self._hold), _elementary(self.jit), _alone(self.jit)):
             for name, function in functions.items():
                 setattr(self, name, function)
         if decorate is not None:
@@ -97,6 +104,53 @@ def _elementary(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]
         return np.copysign(x, y)
 
     return {f.__name__: decorate(f) for f in (where, maximum, minimum, clip, sqrt, copysign)}
+
+
+def _alone(decorate: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
+    """What an item's loops are made of, where one thread has an item: nothing but `range`.
+
+    On a GPU a team of threads has it, and each takes a part of every such loop (`fastloss.engine.cuda.drivers.team`):
+    always the same one of an index. So what an index writes, a later loop may read under the same index; before
+    anything else is read that others have written, they must `meet`. What lies outside these loops is done by all.
+    """
+
+    def span(n):
+        return range(n)
+
+    def between(start, stop):
+        return range(start, stop)
+
+    def mine(index):
+        """Whether this thread has that index."""
+        return True
+
+    def meet():
+        """Wait for the others."""
+
+    def total(x):
+        """The sum of what all threads have."""
+        return x
+
+    def largest(x):
+        return x
+
+    def least(x):
+        return x
+
+    def count(x):
+        """As `total`, of 32-bit integers."""
+        return x
+
+    def any_of(flag):
+        """Whether it is true for some thread."""
+        return flag
+
+    def scratch(memory, start, size):
+        """So many numbers to write to: new ones, or of the team's own memory those from `start` on."""
+        return np.empty(size, memory.dtype)
+
+    functions = (span, between, mine, meet, total, largest, least, count, any_of, scratch)
+    return {f.__name__: decorate(f) for f in functions}
 
 
 @cache

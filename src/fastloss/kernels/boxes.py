@@ -9,7 +9,7 @@ import numpy as np
 from fastloss.kernels.definition import itemwise
 
 BLOCK = 512
-"""Boxes an item: enough to make its call free, few enough to share a batch out."""
+"""Boxes an item of the CPU: enough to make its call free, few enough to share a batch out."""
 
 
 @itemwise
@@ -37,7 +37,7 @@ def giou_gradient(xp: Any) -> Any:
 
 
 def _block(xp: Any, *, enclosing: bool, gradient: bool) -> Any:
-    """``item(i, y, p, losses, slopes)``: block i of the boxes, four numbers each in the flat `y`, `p` and `slopes`.
+    """``item(i, size, y, p, losses, slopes)``: block i of so many boxes, four numbers each in `y`, `p` and `slopes`.
 
     Areas: A of the predicted box and B of the target, I of their intersection, E of the smallest box around both, and
     the union U = A + B - I.
@@ -45,9 +45,9 @@ def _block(xp: Any, *, enclosing: bool, gradient: bool) -> Any:
     compute = xp.type
     area = _area(xp, enclosing)
 
-    def item(i, y, p, losses, slopes):
-        first = np.uintp(i * BLOCK)
-        last = min(np.uintp(losses.size), first + np.uintp(BLOCK))
+    def item(i, size, y, p, losses, slopes):
+        first = np.uintp(i * size)
+        last = min(np.uintp(losses.size), first + np.uintp(size))
         for j in range(first, last):
             k = np.uintp(4) * j
             k1, k2, k3 = k + np.uintp(1), k + np.uintp(2), k + np.uintp(3)

@@ -8,6 +8,9 @@ transpose, which `flow_euclidean` and `flow_cosine` form by bands, in the memory
 Indices are unsigned in vector loops, because Python's wrap-around for negative ones keeps them scalar. A maximum over
 some columns puts the lowest finite number in place of the others: with -inf, LLVM would make a branch of the selection,
 and the loop would be 14 times slower.
+
+Loops over columns are `xp.span`'s and its kin, so that a team of threads may share an item; on the CPU one thread has
+it. The matrices and the scratch that an item writes are its own.
 """
 
 from __future__ import annotations
@@ -22,9 +25,6 @@ BAND = 32
 NEAR = 1.0 / 64
 """Squared distances below this part of the squared norms are computed anew, from the difference of the embeddings:
 a Gram matrix leaves 1/NEAR rounding errors there, and none of the digits of a far smaller distance."""
-
-CHUNK = 1024
-"""Elements that are summed in the compute dtype, before they go to a sum in float64."""
 
 FEW = 20
 """The members of a class whose positives look through all negatives one by one, 0.3 µs each in a row of 1000. For more
@@ -52,13 +52,13 @@ def euclidean(xp):
         own = norms[i]
         n, size = row.shape[0], x.shape[0]
         close = 0
-        for j in range(n):
+        for j in xp.span(n):
             both = own + norms[np.uintp(j)]
             d = apart(both, row[np.uintp(j)])
             close += 1 if d < near * both else 0
             row[np.uintp(j)] = zero if d < zero else d
-        if close > 1:  # the diagonal is one
-            for j in range(n):
+        if close > (1 if xp.mine(i) else 0):  # the diagonal is one
+            for j in xp.span(n):
                 if row[j] < near * (own + norms[j]):
                     y = embeddings[j]
                     total = zero
@@ -67,16 +67,19 @@ def euclidean(xp):
                         total += e * e
                     row[j] = total
         if not squared:
-            for j in range(n):
-                row[np.uintp(j)] = np.sqrt(row[np.uintp(j)])
-        if row[i] == row[i]:
+            for j in xp.span(n):
+                row[np.uintp(j)] = xp.sqrt(row[np.uintp(j)])
+        if xp.mine(i) and row[i] == row[i]:
             row[i] = zero
 
     return item
 
 
 def _turned(xp):
-    """A tile of the transpose, each of its columns times the column's factor."""
+    """A tile of the transpose, each of its columns times the column's factor.
+
+    A team, whose band is one row, finds in `scratch` what it would be for all rows.
+    """
 
     @xp.jit
     def turn(weights, factors, tile, first, last, start, stop):
@@ -108,45 +111,52 @@ def flow_euclidean(xp):
     def item(t, distances, weights, factors, norms, embeddings, scratch, gradient, squared):
         n, size = distances.shape[0], embeddings.shape[1]
         tile = scratch[t]
-        first = t * BAND
-        last = min(first + BAND, n)
-        for start in range(0, n, BAND):
-            stop = min(start + BAND, n)
-            turn(weights, factors, tile, first, last, start, stop)
+        rows, width = (1, n) if xp.shared else (BAND, BAND)
+        first = t * rows
+        last = min(first + rows, n)
+        for start in range(0, n, width):
+            stop = min(start + width, n)
+            if not xp.shared:
+                turn(weights, factors, tile, first, last, start, stop)
             for r in range(first, last):
                 row, w = distances[r], weights[r]
                 factor, own, base = factors[r], norms[r], (r - first) * BAND - start
                 close = 0
-                for c in range(start, stop):
+                for c in xp.between(start, stop):
                     d = row[np.uintp(c)]
                     d = d if squared else d * d
                     both = factor * w[np.uintp(c)] + tile[np.uintp(base + c)]
                     close += 1 if (d < near * (own + norms[np.uintp(c)])) & (both != zero) else 0
-                if close == 0:
-                    for c in range(start, stop):
+                if not xp.any_of(close):
+                    for c in xp.between(start, stop):
                         both = factor * w[np.uintp(c)] + tile[np.uintp(base + c)]
                         row[np.uintp(c)] = -flow(both, row[np.uintp(c)], squared)
                 else:
                     for c in range(start, stop):
                         v = flow(factor * w[c] + tile[base + c], row[c], squared)
                         d = row[c] if squared else row[c] * row[c]
-                        if d < near * (own + norms[c]):
-                            if v != zero:
-                                x, y, g = embeddings[r], embeddings[c], gradient[r]
-                                for k in range(size):
-                                    g[np.uintp(k)] += v * (x[np.uintp(k)] - y[np.uintp(k)])
-                            v = zero
-                        row[c] = -v
+                        if (d < near * (own + norms[c])) & (v != zero):
+                            x, y, g = embeddings[r], embeddings[c], gradient[r]
+                            for k in xp.span(size):
+                                g[np.uintp(k)] += v * (x[np.uintp(k)] - y[np.uintp(k)])
+                    xp.meet()
+                    for c in xp.between(start, stop):
+                        v = flow(factor * w[c] + tile[base + c], row[c], squared)
+                        d = row[c] if squared else row[c] * row[c]
+                        row[c] = zero if d < near * (own + norms[c]) else -v
         for r in range(first, last):
             row = distances[r]
-            row[r] = zero
-            total = 0.0
-            for start in range(0, n, CHUNK):
+            if xp.mine(r):
+                row[r] = zero
+            total = xp.wide(0)
+            for start in range(0, n, xp.stride):
                 part = zero
-                for c in range(start, min(start + CHUNK, n)):
+                for c in xp.between(start, min(start + xp.stride, n)):
                     part += row[np.uintp(c)]
                 total += part
-            row[r] = -total
+            total = xp.total(total)
+            if xp.mine(r):
+                row[r] = -total
 
     return item
 
@@ -163,15 +173,17 @@ def flow_cosine(xp):
     def item(t, distances, weights, factors, scratch):
         n = distances.shape[0]
         tile = scratch[t]
-        first = t * BAND
-        last = min(first + BAND, n)
-        for start in range(0, n, BAND):
-            stop = min(start + BAND, n)
-            turn(weights, factors, tile, first, last, start, stop)
+        rows, width = (1, n) if xp.shared else (BAND, BAND)
+        first = t * rows
+        last = min(first + rows, n)
+        for start in range(0, n, width):
+            stop = min(start + width, n)
+            if not xp.shared:
+                turn(weights, factors, tile, first, last, start, stop)
             for r in range(first, last):
                 row, w = distances[r], weights[r]
                 factor, base = factors[r], (r - first) * BAND - start
-                for c in range(start, stop):
+                for c in xp.between(start, stop):
                     both = factor * w[np.uintp(c)] + tile[np.uintp(base + c)]
                     d = row[np.uintp(c)]
                     row[np.uintp(c)] = zero if d == zero else -both
@@ -186,10 +198,10 @@ def _first(xp):
     def first(row, value):
         n = np.int32(row.shape[0])
         at = n
-        for j in range(row.shape[0]):
+        for j in xp.span(row.shape[0]):
             d = row[np.uintp(j)]
             at = min(at, np.int32(j) if (d == value) | (d != d) else n)
-        return min(at, n - 1)
+        return min(xp.least(at), n - 1)
 
     return first
 
@@ -214,15 +226,18 @@ def triplet_hard(xp):
         row, code = distances[i], codes[i]
         n = row.shape[0]
         own = row[i]
-        row[i] = -infinity  # no positive of itself
+        if xp.mine(i):
+            row[i] = -infinity  # no positive of itself
         positive, negative, largest = low, low, low
-        for j in range(n):
+        for j in xp.span(n):
             positive = xp.greatest(positive, xp.where(codes[np.uintp(j)] == code, row[np.uintp(j)], low))
-        row[i] = own
-        for j in range(n):
+        if xp.mine(i):
+            row[i] = own
+        for j in xp.span(n):
             d = row[np.uintp(j)]
             negative = xp.greatest(negative, xp.where(codes[np.uintp(j)] == code, low, -d))
             largest = xp.greatest(largest, d)
+        positive, negative, largest = xp.largest(positive), xp.largest(negative), xp.largest(largest)
         lonely, alone = positive == low, negative == low
         p = zero if lonely else positive
         q = largest if alone else -negative
@@ -236,18 +251,20 @@ def triplet_hard(xp):
         if gradient:
             w = weights[i]
             # The row of slopes serves as scratch until both columns are known.
-            for j in range(n):
+            for j in xp.span(n):
                 w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, row[np.uintp(j)], low)
-            w[i] = low
+            if xp.mine(i):
+                w[i] = low
             at = first(w, p)
-            for j in range(n):
+            for j in xp.span(n):
                 w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, low, row[np.uintp(j)])
             to = first(row if alone else w, q)
-            for j in range(n):
+            for j in xp.span(n):
                 w[np.uintp(j)] = zero
-            if not lonely:
+            if not lonely and xp.mine(at):
                 w[at] += slope * scale
-            w[to] -= slope * scale
+            if xp.mine(to):
+                w[to] -= slope * scale
 
     return item
 
@@ -292,8 +309,8 @@ def _merge(xp):
 def triplet_semihard(xp):
     """A few anchors, which share the scratch of their item.
 
-    Of few positives each one looks through the row for its semi-hard negative; for many the negatives are brought into
-    the order of cells, or sorted.
+    Of few positives each one looks through the row for its semi-hard negative; for many, unless a team looks, the
+    negatives are brought into the order of cells, or sorted.
     """
     zero, infinity, nan = xp.consts(0.0, np.inf, np.nan)
     low = xp.const(np.finfo(xp.dtype).min)
@@ -301,12 +318,12 @@ def triplet_semihard(xp):
 
     @xp.jit
     def beyond(negatives, distance):
-        """The smallest negative farther than this, or infinity."""
+        """The smallest negative farther than this of those a thread has, its sign changed, or the lowest number."""
         found = low
-        for j in range(negatives.shape[0]):
+        for j in xp.span(negatives.shape[0]):
             d = negatives[np.uintp(j)]
             found = xp.greatest(found, xp.where(d > distance, -d, low))
-        return infinity if found == low else -found
+        return found
 
     @xp.jit
     def cell(distance, smallest, scale, cells):
@@ -375,6 +392,16 @@ def triplet_semihard(xp):
                 found, least = k if key < least else found, xp.where(key < least, key, least)
         return found
 
+    if xp.shared:  # a team looks through all negatives faster than one thread sorts them
+
+        @xp.jit
+        def arrange(keys, places, spare_keys, spare_places, bounds, count):
+            return zero, zero, count < 0
+
+        @xp.jit
+        def look_up(keys, bounds, smallest, scale, ordered, count, distance):
+            return -1
+
     def item(t, rows, distances, codes, members, starts, margin, scale, lists, keys, places, losses, weights, gradient):
         n = distances.shape[0]
         negatives = lists[t]
@@ -383,16 +410,17 @@ def triplet_semihard(xp):
         for i in range(t * rows, min(t * rows + rows, n)):
             row, w, code = distances[i], weights[i if gradient else 0], codes[i]
             smallest, farthest = low, low
-            for j in range(n):
+            for j in xp.span(n):
                 d = row[np.uintp(j)]
                 d_or_low = xp.where(codes[np.uintp(j)] == code, low, d)
                 negatives[np.uintp(j)] = d_or_low
                 farthest = xp.greatest(farthest, d_or_low)
                 smallest = xp.greatest(smallest, -d)
+            smallest, farthest = xp.largest(smallest), xp.largest(farthest)
             unordered = smallest != smallest
             if gradient:
                 fill = nan if unordered else zero
-                for j in range(n):
+                for j in xp.span(n):
                     w[np.uintp(j)] = fill
             losses[i] = nan if unordered else zero
             begin, end = starts[code], starts[code + 1]
@@ -403,14 +431,14 @@ def triplet_semihard(xp):
                 far = int(first(row, farthest))
             else:
                 far = int(first(negatives, farthest))
-            many = end - begin > FEW
+            many = end - begin > FEW and not xp.shared
             count, scale_of_cells, ordered = 0, zero, False
             if many:
                 for j in range(n):  # no branch depends on the classes: half of them might be mispredicted
                     key[np.uintp(count)], place[np.uintp(count)] = row[np.uintp(j)], j
                     count += 1 if codes[np.uintp(j)] != code else 0
                 smallest, scale_of_cells, ordered = arrange(key, place, spare, other, bounds, count)
-            total = 0.0
+            total = xp.wide(0)
             for m in range(begin, end):
                 j = int(members[m])
                 if j == i:
@@ -421,16 +449,18 @@ def triplet_semihard(xp):
                     if found >= 0:
                         negative, to = key[found], int(place[found])
                 else:
-                    negative = beyond(negatives, positive)
-                    negative = farthest if negative == infinity else negative
+                    nearest = xp.largest(beyond(negatives, positive))
+                    negative = farthest if nearest == low else -nearest
                 loss = plus_margin(positive - negative, margin)
                 if (loss > zero) | (loss != loss):
                     total += loss
                     if gradient:
                         if not many and negative != farthest:
                             to = int(first(negatives, negative))
-                        w[j] += scale
-                        w[to] -= scale
+                        if xp.mine(j):
+                            w[j] += scale
+                        if xp.mine(to):
+                            w[to] -= scale
             losses[i] = total
 
     return item
@@ -446,22 +476,25 @@ def lifted_negatives(xp):
         row, w, code = distances[i], weights[i if gradient else 0], codes[i]
         n = row.shape[0]
         top = low
-        for j in range(n):
+        for j in xp.span(n):
             top = xp.greatest(top, xp.where(codes[np.uintp(j)] == code, low, margin - row[np.uintp(j)]))
-        total = 0.0
-        for start in range(0, n, CHUNK):
+        top = xp.largest(top)
+        total = xp.wide(0)
+        for start in range(0, n, xp.stride):
             part = zero
-            for j in range(start, min(start + CHUNK, n)):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 e = xp.exp_nonpositive((margin - row[np.uintp(j)]) - top)
                 e = xp.where(codes[np.uintp(j)] == code, zero, e)
-                part += e
+                # Before the sum: after it, LLVM orders the sum in one way alone and in another among threads.
                 if gradient:
                     w[np.uintp(j)] = e
+                part += e
             total += part
+        total = xp.total(total)
         sums[i] = top + xp.log(xp.type(total))
         if gradient:
-            inverse = xp.type(1.0 / total)
-            for j in range(n):
+            inverse = xp.type(xp.wide(1) / total)
+            for j in xp.span(n):
                 w[np.uintp(j)] *= inverse
 
     return item
@@ -475,12 +508,24 @@ def lifted_pairs(xp):
     def item(i, distances, codes, sums, scale, losses, weights, gradient):
         row, w, code, own = distances[i], weights[i if gradient else 0], codes[i], sums[i]
         n = row.shape[0]
+        # One class alone: 0, or NaN where there is one. The CPU, which knows how many classes there are, never asks.
+        if xp.shared and own == -infinity:
+            lost = zero
+            for j in xp.span(n):
+                d = row[np.uintp(j)]
+                nothing = zero if d == d else d
+                lost += nothing
+                if gradient:
+                    w[np.uintp(j)] = nothing
+            losses[i] = xp.total(lost)
+            return
         zero_or_nan = row[i]
-        row[i] = -infinity  # no pair with itself
-        total, pulled = 0.0, 0.0
-        for start in range(0, n, CHUNK):
+        if xp.mine(i):
+            row[i] = -infinity  # no pair with itself
+        total, pulled = xp.wide(0), xp.wide(0)
+        for start in range(0, n, xp.stride):
             part, some = zero, zero
-            for j in range(start, min(start + CHUNK, n)):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 more = sums[np.uintp(j)] - own
                 hinge = xp.maximum(own + xp.softplus(more) + row[np.uintp(j)], zero)
                 hinge = xp.where(codes[np.uintp(j)] == code, hinge, zero)
@@ -490,11 +535,13 @@ def lifted_pairs(xp):
                     w[np.uintp(j)] = xp.where(codes[np.uintp(j)] == code, hinge, w[np.uintp(j)])
             total += part
             pulled += some
-        row[i] = zero_or_nan
+        if xp.mine(i):
+            row[i] = zero_or_nan
+        total, pulled = xp.total(total), xp.total(pulled)
         losses[i] = total
         if gradient:
             by_negative = -two * scale * xp.type(pulled)
-            for j in range(n):
+            for j in xp.span(n):
                 w[np.uintp(j)] *= xp.where(codes[np.uintp(j)] == code, scale, by_negative)
 
     return item
@@ -509,12 +556,13 @@ def _npairs(xp, target):
         n = row.shape[0]
         inverse = one / sums[i]
         top = -infinity
-        for j in range(n):
+        for j in xp.span(n):
             top = xp.greatest(top, row[np.uintp(j)])
-        total, picked = 0.0, 0.0
-        for start in range(0, n, CHUNK):
+        top = xp.largest(top)
+        total, picked = xp.wide(0), xp.wide(0)
+        for start in range(0, n, xp.stride):
             part, some = zero, zero
-            for j in range(start, min(start + CHUNK, n)):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 t = target(targets, i, j)
                 z = row[np.uintp(j)] - top
                 e = xp.exp_nonpositive(z)
@@ -524,10 +572,11 @@ def _npairs(xp, target):
                     g[np.uintp(j)] = e
             total += part
             picked += some
+        total, picked = xp.total(total), xp.total(picked)
         losses[i] = xp.log(xp.type(total)) - xp.type(picked) * inverse
         if gradient:
-            probability = xp.type(1.0 / total)
-            for j in range(n):
+            probability = xp.type(xp.wide(1) / total)
+            for j in xp.span(n):
                 t = target(targets, i, j)
                 g[np.uintp(j)] = (g[np.uintp(j)] * probability - t * inverse) * scale
 
@@ -577,15 +626,16 @@ def circle(xp):
         n = row.shape[0]
         skipped = np.int32(i if without_diagonal else -1)
         top_p, top_n = low, low
-        for j in range(n):
+        for j in xp.span(n):
             d = row[np.uintp(j)]
             same = columns[np.uintp(j)] == code
             top_p = xp.greatest(top_p, xp.where(same & (np.int32(j) != skipped), positive(d, gamma, margin), low))
             top_n = xp.greatest(top_n, xp.where(same, low, negative(d, gamma, margin)))
-        total_p, total_n = 0.0, 0.0
-        for start in range(0, n, CHUNK):
+        top_p, top_n = xp.largest(top_p), xp.largest(top_n)
+        total_p, total_n = xp.wide(0), xp.wide(0)
+        for start in range(0, n, xp.stride):
             part_p, part_n = zero, zero
-            for j in range(start, min(start + CHUNK, n)):
+            for j in xp.between(start, min(start + xp.stride, n)):
                 d = row[np.uintp(j)]
                 same = columns[np.uintp(j)] == code
                 s = xp.where(same, positive(d, gamma, margin) - top_p, negative(d, gamma, margin) - top_n)
@@ -596,6 +646,7 @@ def circle(xp):
                     w[np.uintp(j)] = e
             total_p += part_p
             total_n += part_n
+        total_p, total_n = xp.total(total_p), xp.total(total_n)
         z = (top_p + xp.log(xp.type(total_p))) + (top_n + xp.log(xp.type(total_n)))
         # Far out `softplus` may be 0 where exp is not yet, and rows with loss 0 do not count.
         losses[i] = xp.exp(z) if z < tiny else xp.softplus(z)
@@ -604,7 +655,7 @@ def circle(xp):
             slope_p, slope_n = slope / xp.type(total_p), slope / xp.type(total_n)
             if z == -infinity:
                 slope_p, slope_n = zero, zero
-            for j in range(n):
+            for j in xp.span(n):
                 d = row[np.uintp(j)]
                 same = columns[np.uintp(j)] == code
                 by_p = xp.where(d + margin > zero, slope_p * d, zero * d)

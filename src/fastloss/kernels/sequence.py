@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fastloss.kernels.definition import itemwise
@@ -50,14 +52,16 @@ def ctc(xp, logits_code, gradient_code):
     put together in a row of its own and written once, when nothing needs the frame's logits any more. Where its memory
     is free until then and takes q_t unrounded (`keeps`), q_t waits there; else it is computed again: value and gradient
     of 5000 classes take 3.2 instead of 2.6 ms then.
+
+    **Teams.** Where several threads have a sequence, they share columns and classes (`xp.span`), and meet once a frame
+    and direction, when neighbours' columns are read next. What they need of memory lies one after the other in
+    `workspace`, which is as large as `room` says; a sequence that is ``valid`` 2 has the loss NaN.
     """
-    real = xp.type
     load, load_kept, store = xp.load(logits_code), xp.load(gradient_code), xp.store(gradient_code)
     lanes = 64 // xp.dtype.itemsize
     zero, one, empty, nan = xp.consts(0.0, 1.0, -np.inf, np.nan)
-    ln2 = np.log(2.0)
+    ln2 = math.log(2.0)
     large = 2.0**512
-    most_numbers = TABLE_BYTES // xp.dtype.itemsize
 
     @xp.jit
     def larger(a, b):
@@ -66,7 +70,7 @@ def ctc(xp, logits_code, gradient_code):
     @xp.jit
     def clear(s, row, width, start, stop):
         """Leave no path in these columns."""
-        for k in range(start, stop):
+        for k in xp.between(start, stop):
             s[np.uintp(row + k)] = one
             s[np.uintp(row + width + k)] = one
             s[np.uintp(row + 2 * width + k)] = empty
@@ -80,7 +84,7 @@ def ctc(xp, logits_code, gradient_code):
         old_bm, new_bm = np.uintp(before), np.uintp(now)
         old_lm, old_bn, old_ln = old_bm + w, old_bm + w + w, old_bm + w + w + w
         new_lm, new_bn, new_ln, new_z = new_bm + w, new_bm + w + w, new_bm + w + w + w, new_bm + w + w + w + w
-        for column in range(start, stop):
+        for column in xp.between(start, stop):
             k = np.uintp(column)
             bm, bn, lm, ln = s[old_bm + k], s[old_bn + k], s[old_lm + k], s[old_ln + k]
             pm, pn = s[old_lm + k - left], s[old_ln + k - left]
@@ -110,7 +114,7 @@ def ctc(xp, logits_code, gradient_code):
         old_bm, new_bm = np.uintp(after), np.uintp(now)
         old_lm, old_bn, old_ln = old_bm + v, old_bm + v + v, old_bm + v + v + v
         new_lm, new_bn, new_ln = new_bm + v, new_bm + v + v, new_bm + v + v + v
-        for column in range(start, stop):
+        for column in xp.between(start, stop):
             k = np.uintp(column)
             bm, bn, lm, ln = b[old_bm + k], b[old_bn + k], b[old_lm + k], b[old_ln + k]
             n = larger(bn, ln)
@@ -119,7 +123,7 @@ def ctc(xp, logits_code, gradient_code):
             m, up = xp.parts(m * q_blank)
             b[new_bm + k] = m
             b[new_bn + k] = n + n_blank + up
-        for column in range(start, stop):
+        for column in xp.between(start, stop):
             k = np.uintp(column)
             lm, ln = b[old_lm + k], b[old_ln + k]
             bm, bn = b[old_bm + k + right], b[old_bn + k + right]
@@ -136,28 +140,30 @@ def ctc(xp, logits_code, gradient_code):
     # float16 take 4.1 ms instead of 13.4, value and gradient.
     @xp.jit
     def softmax(p, at, top, scale, q):
-        for c in range(q.size):
+        for c in xp.span(q.size):
             q[np.uintp(c)] = xp.exp_nonpositive(load(p, at + c) - top) * scale
 
     @xp.jit
     def write(q, flow, g, at):
-        for c in range(q.size):
+        for c in xp.span(q.size):
             store(g, at + c, q[np.uintp(c)] * flow)
 
     @xp.jit
     def copy(source, at, target, to, size):
-        for k in range(size):
+        for k in xp.span(size):
             target[np.uintp(to + k)] = source[np.uintp(at + k)]
 
     @xp.jit
     def fill(g, start, stop, value):
-        for k in range(start, stop):
+        for k in xp.between(start, stop):
             store(g, k, value)
 
     def item(
         i,
-        logits,
-        gradient,
+        p,
+        g,
+        all_frames,
+        classes,
         labels,
         input_lengths,
         label_lengths,
@@ -168,19 +174,20 @@ def ctc(xp, logits_code, gradient_code):
         keeps,
         blank,
         zero_infinity,
+        most_numbers,
+        workspace,
     ):
-        frames, count, classes = input_lengths[i], label_lengths[i], logits.shape[2]
-        # Flat, because each slice in the loop over frames would count the array's references up and down.
-        p, g, sequence = logits.ravel(), gradient.ravel(), labels[i]
-        origin, beyond = i * logits.shape[1] * classes, (i + 1) * logits.shape[1] * classes
-        losses[i] = zero
-        if valid[i] == 0:
+        # Logits and gradient are flat: a slice in the loop over frames would count an array's references up and down.
+        frames, count, sequence = input_lengths[i], label_lengths[i], labels[i]
+        origin, beyond = i * all_frames * classes, (i + 1) * all_frames * classes
+        losses[i] = nan if valid[i] == 2 else zero
+        if valid[i] != 1:
             frames = 0
         flow = zero
         if with_gradient:
             flow = flows[i]
-            fill(g, origin + frames * classes, beyond, zero if valid[i] == 0 else zero * flow)
-        if valid[i] == 0:
+            fill(g, origin + frames * classes, beyond, zero * flow if valid[i] == 1 else losses[i])
+        if valid[i] != 1:
             return
 
         # One column is always spare: its end is the empty left neighbour of the next part's first column.
@@ -190,25 +197,34 @@ def ctc(xp, logits_code, gradient_code):
         if with_gradient:
             depth = max(1, frames)
             if depth * row > most_numbers:
-                depth = int(np.sqrt(depth)) + 1
+                depth = int(xp.sqrt(xp.type(depth))) + 1
         segments = (frames + depth - 1) // depth if with_gradient else 0
-        s = np.empty((depth + 1) * row, real)
-        starts = np.empty(segments * 4 * width if segments > 1 else 0, real)
-        tops = np.empty(frames, real)
-        scales = np.empty(frames, real)
-        shares = np.empty(2 * width, real)
-        q = np.empty(classes, real)
-        skip = np.empty(width + 1, real)
-        for k in range(width + 1):
+        memory, used = workspace[i if xp.shared else 0], 0
+        s = xp.scratch(memory, used, (depth + 1) * row)
+        used += s.size
+        starts = xp.scratch(memory, used, segments * 4 * width if segments > 1 else 0)
+        used += starts.size
+        tops = xp.scratch(memory, used, frames)
+        used += frames
+        scales = xp.scratch(memory, used, frames)
+        used += frames
+        shares = xp.scratch(memory, used, 2 * width)
+        used += 2 * width
+        q = xp.scratch(memory, used, classes)
+        used += classes
+        skip = xp.scratch(memory, used, width + 1)
+        used += width + 1
+        for k in xp.span(width + 1):
             skip[k] = empty
-        for k in range(1, count):
+        for k in xp.between(1, count):
             if sequence[k] != sequence[k - 1]:
                 skip[k] = zero
-        b = np.empty(8 * span if with_gradient else 0, real)
+        b = xp.scratch(memory, used, 8 * span if with_gradient else 0)
 
         # Before the first frame, all paths wait in the first blank.
         clear(s, 0, width, 0, width)
-        s[2 * width] = zero
+        if xp.mine(0):
+            s[2 * width] = zero
         slack = frames - count
         total, rescaled = 1.0, 0
         n_all, share = empty, zero
@@ -220,28 +236,31 @@ def ctc(xp, logits_code, gradient_code):
             first, end = (0, frames) if turn == 0 else (segment * depth, min((segment + 1) * depth, frames))
             if turn > 0 and end < frames:
                 copy(starts, segment * 4 * width, s, 0, 4 * width)
+                xp.meet()
                 last = 0
             for t in range(first, end if turn == 0 or end < frames else first):
                 at = origin + t * classes
                 if turn == 0:
                     top = empty
                     # To a row of its own: the loop that sums is the same for every format then, and so are its bits.
-                    for c in range(classes):
+                    for c in xp.span(classes):
                         z = load(p, at + c)
                         q[np.uintp(c)] = z
                         top = xp.greatest(top, z)
+                    top = xp.largest(top)
                     tops[t] = top
                     q_sum = zero
                     if keeps:
-                        for c in range(classes):
+                        for c in xp.span(classes):
                             q_c = xp.exp_nonpositive(q[np.uintp(c)] - top)
                             store(g, at + c, q_c)
                             q_sum += q_c
                     else:
-                        for c in range(classes):
+                        for c in xp.span(classes):
                             q_c = xp.exp_nonpositive(q[np.uintp(c)] - top)
                             q[np.uintp(c)] = q_c
                             q_sum += q_c
+                    q_sum = xp.total(q_sum)
                     scales[t] = one / q_sum
                     total *= q_sum
                     if total > large:
@@ -250,8 +269,10 @@ def ctc(xp, logits_code, gradient_code):
                     if slack < 0:
                         continue
                     if segments > 1 and t % depth == 0:
+                        xp.meet()
                         copy(s, last, starts, t // depth * 4 * width, 4 * width)
                         copy(s, last, s, 0, 4 * width)
+                        xp.meet()
                         last = 0
                 before = last
                 last = before + row if with_gradient else row - before
@@ -260,14 +281,18 @@ def ctc(xp, logits_code, gradient_code):
                 if t > 0:
                     clear(s, before, width, min(count, t - 1) // lanes * lanes + lanes, stop)
                 place = last + 4 * width
-                for k in range(start, min(stop, count)):
+                for k in xp.between(start, min(stop, count)):
                     s[np.uintp(place + k)] = load(p, at + sequence[np.uintp(k)]) - tops[t]
-                for k in range(max(start, count), stop):
+                for k in xp.between(max(start, count), stop):
                     s[np.uintp(place + k)] = empty
+                xp.meet()
                 forward(s, before, last, width, skip, start, stop, load(p, at + blank) - tops[t])
-                s[last + width + start - 1] = one
-                s[last + 3 * width + start - 1] = empty
+                # The left neighbour; of column 0 that is the spare one of the part before.
+                if xp.mine(start - 1 if start > 0 else width - 1):
+                    s[last + width + start - 1] = one
+                    s[last + 3 * width + start - 1] = empty
 
+            xp.meet()
             if turn == 0:
                 if slack >= 0:
                     if count == frames and count > 0:  # nothing can have come to the last blank yet
@@ -282,14 +307,15 @@ def ctc(xp, logits_code, gradient_code):
                 m_all = s[last + count] * xp.power_of_two(s[last + 2 * width + count] - n_all)
                 m_all += s[last + width + count - 1] * xp.power_of_two(s[last + 3 * width + count - 1] - n_all)
                 share = one / m_all
-                log_all = np.log(np.float64(m_all)) + np.float64(n_all) * ln2
+                log_all = math.log(np.float64(m_all)) + np.float64(n_all) * ln2
                 # Rounding may leave less than the 0 of a certain sequence.
-                losses[i] = max(0.0, np.log(total) + rescaled * (512.0 * ln2) - log_all)
+                losses[i] = max(0.0, math.log(total) + rescaled * (512.0 * ln2) - log_all)
                 if with_gradient:
                     # After the last frame, all paths have ended in the last blank.
                     for parity in range(2):
                         clear(b, parity * 4 * span, span, 0, span)
-                    b[frames % 2 * 4 * span + 2 * span + count] = zero
+                    if xp.mine(count):
+                        b[frames % 2 * 4 * span + 2 * span + count] = zero
                 continue
 
             for back in range(end - first):
@@ -301,21 +327,37 @@ def ctc(xp, logits_code, gradient_code):
                 at, top, scale = origin + t * classes, tops[t], scales[t]
                 z_blank = load(p, at + blank) - top
                 reached = (t - first + 1) * row
+                xp.meet()
                 backward(s, reached, width, b, after, now, span, skip, start, stop, z_blank, n_all, share, shares)
                 written = start
-                b[now + stop] = b[now + span + stop] = one
-                b[now + 2 * span + stop] = b[now + 3 * span + stop] = empty
+                if xp.mine(stop):
+                    b[now + stop] = b[now + span + stop] = one
+                    b[now + 2 * span + stop] = b[now + 3 * span + stop] = empty
                 if keeps:
-                    for c in range(classes):
+                    for c in xp.span(classes):
                         q[np.uintp(c)] = load_kept(g, at + c) * scale
                 else:
                     softmax(p, at, top, scale, q)
                 at_blank = zero
-                for k in range(start, stop):
+                for k in xp.between(start, stop):
                     at_blank += shares[np.uintp(k)]
-                q[blank] -= at_blank
+                at_blank = xp.total(at_blank)
+                if xp.mine(blank):
+                    q[blank] -= at_blank
+                xp.meet()
                 for k in range(low, min(high + 1, count)):
-                    q[np.uintp(sequence[np.uintp(k)])] -= shares[np.uintp(width + k)]
+                    c = sequence[np.uintp(k)]
+                    if xp.mine(c):
+                        q[np.uintp(c)] -= shares[np.uintp(width + k)]
                 write(q, flow, g, at)
 
     return item
+
+
+def room(frames: int, labels: int, classes: int, most_numbers: int, itemsize: int) -> int:
+    """Numbers of a workspace for a sequence of so many frames and labels at most."""
+    lanes = 64 // itemsize
+    width = (labels + 1 + lanes) // lanes * lanes
+    parts = math.isqrt(frames) + 2
+    table = max(min(frames * 5 * width, most_numbers), parts * 5 * width) + 5 * width
+    return table + parts * 4 * width + 2 * frames + 2 * width + classes + width + 1 + 8 * (width + lanes)

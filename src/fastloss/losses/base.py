@@ -95,6 +95,9 @@ class Loss:
     finite_slopes: ClassVar[bool] = False
     """Whether the gradient is finite wherever the loss is, so that ``check_numerics`` need not look at it."""
 
+    device_form: ClassVar[str | None] = None
+    """The function of `fastloss.losses.device_batch` that computes the loss on a CUDA device, of one without kernel."""
+
     coupled: ClassVar[bool] = False
     """Whether a sample's loss depends on the other samples of its batch, so that batches cannot be added up."""
 
@@ -400,7 +403,9 @@ class Loss:
         if arrays.on_cuda(y_pred) or arrays.on_cuda(y_true):
             from fastloss.losses import device
 
-            raise device.no_form(self)
+            return device.evaluate(
+                self, outputs, y_true, y_pred, sample_weight, mask, class_weight, upstream, out, **extras
+            )
         compute, result = arrays.compute_dtypes(self._dtype, y_pred)
         targets = arrays.to_array("y_true", y_true, compute)
         predictions = arrays.to_array("y_pred", y_pred, compute)

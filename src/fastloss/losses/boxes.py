@@ -67,6 +67,8 @@ class GIoULoss(Loss):
 
     accepts_auto = True
 
+    device_form = "giou"
+
     mode = Option(options.choice("giou", "iou"))
 
     def __init__(
@@ -80,6 +82,15 @@ class GIoULoss(Loss):
         self.mode = mode
 
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
+        y = self._aligned(y, p)
+        # The kernel reads integers and either float as they are.
+        readable = y.dtype.kind in "biu" or y.dtype in (np.float32, np.float64)
+        y = y if readable else y.astype(compute)
+        return arrays.contiguous(y), arrays.contiguous(p.astype(compute, copy=False))
+
+    @staticmethod
+    def _aligned(y: Any, p: Any) -> Any:
+        """The targets, broadcast to the predictions; arrays of a device are none the less."""
         for name, boxes in (("y_true", y), ("y_pred", p)):
             if boxes.shape[-1:] != (4,):
                 raise ValueError(
@@ -94,10 +105,7 @@ class GIoULoss(Loss):
                     "Arguments `y_true` and `y_pred` must have the same shape (`y_true` may broadcast to `y_pred`). "
                     f"Received: y_true.shape={y.shape}, y_pred.shape={p.shape}"
                 ) from None
-        # The kernel reads integers and either float as they are.
-        readable = y.dtype.kind in "biu" or y.dtype in (np.float32, np.float64)
-        y = y if readable else y.astype(compute)
-        return arrays.contiguous(y), arrays.contiguous(p.astype(compute, copy=False))
+        return y
 
     def _compute(
         self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None
@@ -108,7 +116,7 @@ class GIoULoss(Loss):
             kernel = kernels.giou_gradient if outputs else kernels.giou
         else:
             kernel = kernels.iou_gradient if outputs else kernels.iou
-        arguments = (y.reshape(-1), p.reshape(-1), losses.reshape(-1), gradient.reshape(-1))
+        arguments = (BLOCK, y.reshape(-1), p.reshape(-1), losses.reshape(-1), gradient.reshape(-1))
         work = _NANOSECONDS * losses.size
         items.run(kernel, p.dtype, -(-losses.size // BLOCK), arguments, work, n_threads)
         return losses, gradient if outputs else None, None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,14 @@ from fastloss.engine import storage
 from fastloss.engine.cuda import labels, launch
 from fastloss.engine.cuda.arrays import DeviceArray, Library, library_of
 from fastloss.engine.cuda.target import SIMULATED, cuda
+from fastloss.kernels import batch
 from fastloss.losses import arrays, reductions
+from fastloss.losses.base import KernelLoss
 from fastloss.losses.layout import Layout
 from fastloss.losses.plan import HESSIAN, variant_of
 
 if TYPE_CHECKING:
-    from fastloss.losses.base import KernelLoss, Loss
+    from fastloss.losses.base import Loss
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def no_form(loss: Loss) -> NotImplementedError:
 
 
 def evaluate(
-    loss: KernelLoss,
+    loss: Loss,
     outputs: int,
     y_true: Any,
     y_pred: Any,
@@ -73,8 +75,11 @@ def evaluate(
     class_weight: Any,
     upstream: Any,
     out: Any,
+    **extras: Any,
 ) -> tuple[Any, Any, Any]:
     """Value, gradient and Hessian, as far as `outputs` asks, as arrays of the library of `y_pred`."""
+    if not isinstance(loss, KernelLoss) and loss.device_form is None:
+        raise no_form(loss)
     _require_device()
     for name, value in (("y_true", y_true), ("y_pred", y_pred)):
         if not arrays.on_cuda(value):
@@ -89,7 +94,12 @@ def evaluate(
     labels.check()
     library, own = library_of(y_pred)
     with _context(library):
-        return _evaluate(loss, outputs, library, y_true, own, sample_weight, mask, class_weight, upstream, out)
+        call = _read_call(loss, library, y_true, own, sample_weight, mask, class_weight, upstream, out)
+        if isinstance(loss, KernelLoss):
+            return _evaluate(loss, outputs, call)
+        from fastloss.losses import device_batch
+
+        return device_batch.evaluate(loss, outputs, call, extras)
 
 
 @cache
@@ -107,9 +117,47 @@ def _context(library: Library) -> AbstractContextManager[Any]:
     return context
 
 
-def _evaluate(
-    loss: KernelLoss,
-    outputs: int,
+class DeviceCall(NamedTuple):
+    """A call's arguments as they are on the device.
+
+    Attributes
+    ----------
+    library : Library
+        That of `y_pred`, which makes all arrays.
+    y, p : DeviceArray
+        Targets and predictions.
+    compute : numpy.dtype
+        Compute dtype.
+    value_code, g_code : str
+        How value and gradient are stored.
+    weight : DeviceArray or float or None
+        Samples' weights.
+    valid : DeviceArray or None
+        The mask.
+    class_weight, upstream : object
+        As the caller gave them.
+    out : object
+        Where the caller wants the gradient.
+    destination : DeviceArray or None
+        The same, checked.
+    """
+
+    library: Library
+    y: DeviceArray
+    p: DeviceArray
+    compute: np.dtype[Any]
+    value_code: str
+    g_code: str
+    weight: Any
+    valid: DeviceArray | None
+    class_weight: Any
+    upstream: Any
+    out: Any
+    destination: DeviceArray | None
+
+
+def _read_call(
+    loss: Loss,
     library: Library,
     y_true: Any,
     y_pred: Any,
@@ -118,11 +166,11 @@ def _evaluate(
     class_weight: Any,
     upstream: Any,
     out: Any,
-) -> tuple[Any, Any, Any]:
+) -> DeviceCall:
     p = library.read("y_pred", y_pred)
     y = library.read("y_true", library_of(y_true)[1])
     compute, result = arrays.compute_dtypes(loss._dtype, y_pred)
-    value_code, compute_code = storage.code(result) or "", compute.str[1:]
+    value_code = storage.code(result) or ""
     g_code = p.code if p.is_float else value_code
     if mask is None:
         mask = getattr(y_pred, "_keras_mask", None)
@@ -131,6 +179,14 @@ def _evaluate(
     if out is not None:
         others = {"y_true": y, "sample_weight": weight, "mask": valid}
         destination = _check_out(library, out, p, g_code, others)
+    return DeviceCall(
+        library, y, p, compute, value_code, g_code, weight, valid, class_weight, upstream, out, destination
+    )
+
+
+def _evaluate(loss: KernelLoss, outputs: int, call: DeviceCall) -> tuple[Any, Any, Any]:
+    library, y, p, compute, value_code, g_code, weight, valid, class_weight, upstream, out, destination = call
+    compute_code = compute.str[1:]
     layout = loss._layout(
         y,  # type: ignore[arg-type]
         p,  # type: ignore[arg-type]
@@ -142,10 +198,10 @@ def _evaluate(
     targets, predictions = targets.contiguous(), predictions.contiguous()
     ignoring: Any = layout.valid
     if ignoring is not None:
-        valid = ignoring if valid is None else _both(ignoring, valid)
+        valid = ignoring if valid is None else both(ignoring, valid)
     if class_weight is not None:
-        weight = _times_class_weights(class_weight, targets, layout, weight, compute)
-    reduction = _resolve(library, layout.shape, loss.reduction, weight, valid, upstream, compute, loss)
+        weight = times_class_weights(class_weight, targets, layout.shape, weight, compute, type(loss).__name__)
+    reduction = resolve(library, layout.shape, loss.reduction, weight, valid, upstream, compute)
     rows, columns = predictions.shape
     usable = destination is not None and layout.order is None and destination.is_contiguous
     g = h = None
@@ -245,14 +301,14 @@ def _read_mask(library: Library, mask: Any) -> DeviceArray | None:
     return library.upload(array.astype(np.uint8), "u1")
 
 
-def _both(ignoring: DeviceArray, mask: DeviceArray) -> DeviceArray:
+def both(ignoring: DeviceArray, mask: DeviceArray) -> DeviceArray:
     """The samples that count by the loss's own rule and by the caller's."""
     mask = mask.reshape(arrays.match_shapes(mask.shape, ignoring.shape)[0])
     ignoring = ignoring.reshape(arrays.match_shapes(mask.shape, ignoring.shape)[1])
-    return launch.samples_that_count(None, None, _rows(mask, ignoring.shape), ignoring).reshape(ignoring.shape)
+    return launch.samples_that_count(None, None, rows(mask, ignoring.shape), ignoring).reshape(ignoring.shape)
 
 
-def _rows(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
+def rows(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     """One number a row of values of that shape, to which the array broadcasts."""
     like_numpys: Any = array
     wide: Any = np.broadcast_to(like_numpys, shape)
@@ -260,31 +316,42 @@ def _rows(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     return found
 
 
-def _times_class_weights(
-    class_weight: Any, y: DeviceArray, layout: Layout, weight: Any, compute: np.dtype[Any]
+def times_class_weights(
+    class_weight: Any, y: DeviceArray, shape: tuple[int, ...], weight: Any, compute: np.dtype[Any], loss: str
 ) -> DeviceArray:
-    """Each sample's weight by its class, times its own."""
-    if not layout.index and y.shape[1] != 1:
-        raise NotImplementedError(
-            "`class_weight` of one-hot targets has no CUDA form; pass class indices, or weights as `sample_weight`"
-        )
+    """Each sample's weight by its class, times its own; `y` has class indices, or rows of one-hot targets."""
+    if y.ndim == 2 and y.shape[1] != 1:
+        y = _hot_classes(y, shape, compute, loss)
     pairs = dict(class_weight if isinstance(class_weight, Mapping) else enumerate(np.asarray(class_weight)))
     # The CPU's checks of keys and values, on no labels.
     reductions.class_weights(class_weight, np.empty(0), compute)
     library, code = y.library, compute.str[1:]
     keys = library.upload(np.array([float(key) for key in pairs], np.float64), "f8")
     numbers = library.upload(np.array(list(pairs.values()), compute), code)
-    found = launch.class_weights(y.reshape(-1), keys, numbers).reshape(layout.shape)
+    found = launch.class_weights(y.reshape(-1), keys, numbers).reshape(shape)
     if weight is None:
         return found
     if isinstance(weight, float):
         weight = library.upload(np.full(1, weight, compute), code)
     weight = weight.reshape(arrays.match_shapes(weight.shape, found.shape)[0])
     found = found.reshape(arrays.match_shapes(weight.shape, found.shape)[1])
-    return launch.product(found, _rows(weight.astype(code), found.shape)).reshape(found.shape)
+    return launch.times(found, rows(weight.astype(code), found.shape)).reshape(found.shape)
 
 
-def _resolve(
+NARROW = 64
+"""Up to so many classes a thread looks through a row of one-hot targets."""
+
+
+def _hot_classes(y: DeviceArray, shape: tuple[int, ...], compute: np.dtype[Any], loss: str) -> DeviceArray:
+    """The class of each row of one-hot targets; NaN where it is none, which the next call tells."""
+    classes = y.library.empty((y.shape[0],), "f8")
+    memory, slot = labels.slot(loss, shape, "one-hot rows, as `class_weight` needs them")
+    arguments = (y.contiguous().reshape(-1), classes, y.shape[1], memory, slot)
+    launch.items(batch.hot_class, compute, y.shape[0], arguments, alone=y.shape[1] <= NARROW)
+    return classes
+
+
+def resolve(
     library: Library,
     shape: tuple[int, ...],
     name: str | None,
@@ -292,7 +359,6 @@ def _resolve(
     mask: DeviceArray | None,
     upstream: Any,
     compute: np.dtype[Any],
-    loss: KernelLoss,
 ) -> DeviceReduction:
     """What `fastloss.losses.reductions.resolve` works out, without looking at data."""
     code = compute.str[1:]
@@ -316,37 +382,37 @@ def _resolve(
         raise ValueError(
             f"`upstream` must have the shape of the value, {() if scalar else shape}, got shape {flow_shape}"
         )
-    rows = math.prod(shape)
-    weights = None if weight is None else _rows(weight, shape).astype(code)
-    valid = None if mask is None else _rows(mask, shape)
+    count = math.prod(shape)
+    weights = None if weight is None else rows(weight, shape).astype(code)
+    valid = None if mask is None else rows(mask, shape)
     if valid is not None and valid.code != "u1":
         valid = launch.samples_that_count(None, None, valid, None)
     if not scalar:
         grad_weights = weights
         if flow is not None:
             flow = flow.reshape(-1).contiguous().astype(code)
-            grad_weights = flow if weights is None else launch.product(weights, flow)
+            grad_weights = flow if weights is None else launch.times(weights, flow)
             if weights is None:
-                weights = library.empty((rows,), code)
+                weights = library.empty((count,), code)
                 launch.fill(weights, 1.0)
         return DeviceReduction(weights, grad_weights, valid, scale, scale, None, shape)
     value_factor, share = scale, None
     if shape != () and name != "sum":
         if _divides(name, shape) and weight is not None:
             both = weight.shape if mask is None else np.broadcast_shapes(weight.shape, mask.shape)
-            share = math.prod(both) / rows if rows else 1.0
+            share = math.prod(both) / count if count else 1.0
         elif mask is not None:
-            share = (mask.size / rows if rows else 1.0) if _divides(name, shape) else 1.0
+            share = (mask.size / count if count else 1.0) if _divides(name, shape) else 1.0
         else:
-            value_factor = scale / rows if rows else 0.0
+            value_factor = scale / count if count else 0.0
     grad_factor = value_factor * (flow if isinstance(flow, float) else 1.0)
     flowing = flow if isinstance(flow, DeviceArray) else None
     factor = None
     if share is not None:
         counted = weights if _divides(name, shape) else None
-        factor = launch.factors(library, compute, counted, valid, flowing, rows, share)
+        factor = launch.factors(library, compute, counted, valid, flowing, count, share)
     elif flowing is not None:
-        factor = launch.factors(library, compute, None, None, flowing, rows, 1.0)
+        factor = launch.factors(library, compute, None, None, flowing, count, 1.0)
     return DeviceReduction(weights, weights, valid, value_factor, grad_factor, factor, None)
 
 

@@ -25,6 +25,9 @@ class EmbeddingLoss(Loss):
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
         return labels_of(y, p), arrays.contiguous(p.astype(compute, copy=False))
 
+    def _check_shapes(self, y: Any, p: Any) -> None:
+        check_labels(y, p)
+
     def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
         return y
 
@@ -47,13 +50,18 @@ class BatchLoss(EmbeddingLoss):
         raise NotImplementedError
 
 
-def labels_of(y: Array, p: Array, names: tuple[str, str] = ("y_true", "y_pred")) -> Array:
-    """One label a row, in a dtype that NumPy sorts."""
+def check_labels(y: Any, p: Any, names: tuple[str, str] = ("y_true", "y_pred")) -> None:
+    """Refuse labels that are not one a row; arrays of a device are looked at as well as any."""
     if p.ndim != 2 or y.shape not in (p.shape[:1], (*p.shape[:1], 1)):
         raise ValueError(
             f"`{names[1]}` must have shape (batch, size) and `{names[0]}` one label a row, (batch,) or (batch, 1); "
             f"got {names[0]}.shape={y.shape} and {names[1]}.shape={p.shape}"
         )
+
+
+def labels_of(y: Array, p: Array, names: tuple[str, str] = ("y_true", "y_pred")) -> Array:
+    """One label a row, in a dtype that NumPy sorts."""
+    check_labels(y, p, names)
     return np.ascontiguousarray(y.reshape(-1) if y.dtype.kind in "biuf" else y.reshape(-1).astype(np.float32))
 
 
@@ -131,6 +139,8 @@ class TripletSemiHardLoss(BatchLoss):
     >>> print(value, grad.tolist())
     1.0 [[-0.5], [1.5], [-1.0]]
     """
+
+    device_form = "triplet_semihard"
 
     margin = Option(options.number)
     distance_metric = Option(metric)
@@ -210,6 +220,8 @@ class TripletHardLoss(BatchLoss):
     0.8333 [[-0.333...], [1.333...], [-1.0]]
     """
 
+    device_form = "triplet_hard"
+
     margin = Option(options.number)
     soft = Option(options.flag)
     distance_metric = Option(metric)
@@ -283,6 +295,8 @@ class LiftedStructLoss(BatchLoss):
     >>> print(f"{value:.4f} {grad.tolist()}")
     0.0491 [[-0.229...], [0.542...], [-0.313...]]
     """
+
+    device_form = "lifted_struct"
 
     margin = Option(options.number)
 
@@ -362,6 +376,8 @@ class Circle(EmbeddingLoss):
     >>> print(f"{value:.4f} {grad.tolist()}")
     0.6484 [[-0.152..., -0.114...], [-0.190..., 0.311...], [0.249..., 0.187...]]
     """
+
+    device_form = "circle"
 
     gamma = Option(options.non_negative)
     margin = Option(options.number)

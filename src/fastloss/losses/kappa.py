@@ -81,6 +81,8 @@ class WeightedKappaLoss(Loss):
 
     coupled = True
 
+    device_form = "weighted_kappa"
+
     num_classes = Option(_classes)
     weightage = Option(options.choice("linear", "quadratic"))
     epsilon = Option(options.non_negative)
@@ -100,6 +102,10 @@ class WeightedKappaLoss(Loss):
         self.epsilon = epsilon
 
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
+        self._check_shapes(y, p)
+        return y, p.astype(compute, copy=False)
+
+    def _check_shapes(self, y: Any, p: Any) -> None:
         for name, array in (("y_true", y), ("y_pred", p)):
             if array.ndim != 2 or array.shape[1] != self.num_classes:
                 raise ValueError(
@@ -111,7 +117,6 @@ class WeightedKappaLoss(Loss):
                 "Arguments `y_true` and `y_pred` must have the same shape. "
                 f"Received: y_true.shape={y.shape}, y_pred.shape={p.shape}"
             )
-        return y, p.astype(compute, copy=False)
 
     def _compute(
         self, y: Array, p: Array, valid: Array | None, outputs: int, n_threads: int | None

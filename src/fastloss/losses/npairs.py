@@ -58,12 +58,18 @@ class NpairsLoss(BatchLoss):
     0.693147 [[-0.25, 0.25], [0.25, -0.25]]
     """
 
+    device_form = "npairs"
+
     def __init__(self, reduction: str | None = "none", name: str | None = "npairs_loss", dtype: Any = None) -> None:
         super().__init__(name, reduction, dtype)
 
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
-        _check_square(y, p)
+        self._check_shapes(y, p)
         return super()._inputs(y, p, compute)
+
+    def _check_shapes(self, y: Any, p: Any) -> None:
+        _check_square(y, p)
+        super()._check_shapes(y, p)
 
     def _batch(self, y: Array, p: Array, gradient: bool, n_threads: int | None) -> tuple[float, Pullback | None]:
         (classes,) = pairwise.classes(y)
@@ -112,26 +118,31 @@ class NpairsMultilabelLoss(BatchLoss):
     0.693147 [0.083..., -0.083...]
     """
 
+    device_form = "npairs_multilabel"
+
     def __init__(
         self, reduction: str | None = "none", name: str | None = "npairs_multilabel_loss", dtype: Any = None
     ) -> None:
         super().__init__(name, reduction, dtype)
 
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
+        self._check_shapes(y, p)
+        return y.astype(compute, copy=False), arrays.contiguous(p.astype(compute, copy=False))
+
+    def _check_shapes(self, y: Any, p: Any) -> None:
         _check_square(y, p)
-        if y.ndim != 2 or len(y) != len(p):
+        if y.ndim != 2 or y.shape[0] != p.shape[0]:
             raise ValueError(
                 "`y_true` must have shape (batch, classes), with a row for each row of `y_pred`; "
                 f"got y_true.shape={y.shape} and y_pred.shape={p.shape}"
             )
-        return y.astype(compute, copy=False), arrays.contiguous(p.astype(compute, copy=False))
 
     def _batch(self, y: Array, p: Array, gradient: bool, n_threads: int | None) -> tuple[float, Pullback | None]:
         shared = pairwise.product(y, y.T)
         return _rows(kernels.npairs_multilabel, shared, shared.sum(axis=1), p, gradient, n_threads)
 
 
-def _check_square(y: Array, p: Array) -> None:
+def _check_square(y: Any, p: Any) -> None:
     if p.ndim != 2 or p.shape[0] != p.shape[1]:
         raise ValueError(
             "`y_pred` must be a square matrix of similarities, shape (batch, batch); "

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastloss import kernels
 from fastloss.engine import items
+from fastloss.kernels.sequence import TABLE_BYTES
 from fastloss.losses import arrays, options
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import Goal, Loss, Option, per_sample
@@ -77,6 +78,8 @@ class CTC(Loss):
     >>> loss(np.array([[1]]), np.zeros((1, 2, 2)), input_lengths=[1]).round(6)
     np.float64(0.693147)
     """
+
+    device_form = "ctc"
 
     blank = Option(options.index)
     zero_infinity = Option(options.flag)
@@ -196,7 +199,11 @@ class CTC(Loss):
 
     def _inputs(self, y: Array, p: Array, compute: np.dtype[Any]) -> tuple[Array, Array]:
         """Labels stay what they are: a compute dtype need not hold them exactly."""
-        if y.ndim != 2 or p.ndim != 3 or len(y) != len(p):
+        self._check_shapes(y, p)
+        return y, arrays.contiguous(p if arrays.is_float(p) else p.astype(compute))
+
+    def _check_shapes(self, y: Any, p: Any) -> None:
+        if y.ndim != 2 or p.ndim != 3 or y.shape[0] != p.shape[0]:
             raise ValueError(
                 "`y_true` must have the shape (batch, labels) and `y_pred` the shape (batch, frames, classes). "
                 f"Received: y_true.shape={y.shape}, y_pred.shape={p.shape}"
@@ -206,7 +213,6 @@ class CTC(Loss):
                 f"`blank` must be a class, less than the {p.shape[2]} classes of `y_pred` of shape {p.shape}, "
                 f"got {self.blank}"
             )
-        return y, arrays.contiguous(p if arrays.is_float(p) else p.astype(compute))
 
     def _labels(self, y: Array, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"`class_weight` needs one class a sample, but {type(self).__name__} has sequences of them")
@@ -245,8 +251,10 @@ class CTC(Loss):
             goal.compute,
             batch,
             (
-                p,
-                gradient,
+                p.reshape(-1),
+                gradient.reshape(-1),
+                frames,
+                classes,
                 labels,
                 steps,
                 counts,
@@ -257,6 +265,8 @@ class CTC(Loss):
                 outputs > 0 and gradient.dtype == goal.compute and not arrays.same_memory(gradient, p),
                 self.blank,
                 self.zero_infinity,
+                TABLE_BYTES // goal.compute.itemsize,
+                np.empty((1, 0), goal.compute),
             ),
             work,
             n_threads,

@@ -237,6 +237,12 @@ class Library:
         }
         return cuda.from_cuda_array_interface(interface, owner=array.owner, sync=False)
 
+    def product(self, a: DeviceArray, b: DeviceArray, transposed: bool = False) -> DeviceArray:
+        """The product of two contiguous matrices in a compute dtype, or of the first and the second's transpose."""
+        from fastloss.engine.cuda import launch
+
+        return launch.product(a, b, transposed)
+
     def copy(self, source: DeviceArray, destination: DeviceArray) -> None:
         """Copy elements between arrays of one shape, converting them."""
         from fastloss.engine.cuda import launch
@@ -325,6 +331,16 @@ class Torch(Library):
         owner = torch.empty(shape, dtype=_torch_dtypes()[code], device=f"cuda:{self.number}")
         return DeviceArray(self, owner, owner.data_ptr(), shape, c_strides(shape), code)
 
+    def product(self, a: DeviceArray, b: DeviceArray, transposed: bool = False) -> DeviceArray:
+        """PyTorch's product, in this dtype whatever `torch.autocast` says."""
+        torch = sys.modules["torch"]
+        place = f"cuda:{self.number}"
+        x, y = (torch.as_tensor(m.flat(), device=place).view(m.shape) for m in (a, b))
+        made = self.empty((a.shape[0], b.shape[0 if transposed else 1]), a.code)
+        with torch.no_grad(), torch.autocast("cuda", enabled=False):
+            torch.matmul(x, y.T if transposed else y, out=made.owner)
+        return made
+
     def stream(self) -> Any:
         """PyTorch's current stream."""
         return _stream(sys.modules["torch"].cuda.current_stream(self.number).cuda_stream)
@@ -341,6 +357,15 @@ class CuPy(Library):
         with cupy.cuda.Device(self.number):
             owner = cupy.empty(shape, np.bool_ if code == "b1" else element_type(code))
         return DeviceArray(self, owner, owner.data.ptr, shape, c_strides(shape), code)
+
+    def product(self, a: DeviceArray, b: DeviceArray, transposed: bool = False) -> DeviceArray:
+        """CuPy's product."""
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self.number):
+            x, y = (cupy.asarray(m.flat()).reshape(m.shape) for m in (a, b))
+            made = self.empty((a.shape[0], b.shape[0 if transposed else 1]), a.code)
+            cupy.matmul(x, y.T if transposed else y, out=made.owner)
+        return made
 
     def stream(self) -> Any:
         """CuPy's current stream."""

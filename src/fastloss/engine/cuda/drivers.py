@@ -14,6 +14,9 @@
     A few long rows of losses without a pivot (Dice of a whole batch is one): one launch sums pieces of rows, a second
     adds those sums and writes the slopes.
 
+``items``
+    Itemwise kernels. A block has an item, whose loops its threads share; or a thread has it, where items are many.
+
 All lanes of a block go through the same number of rounds, whether or not they have a row: they meet in reductions.
 
 Sums
@@ -31,9 +34,11 @@ A label that is no class makes its row's loss and gradient NaN, and its row numb
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,14 +52,20 @@ from fastloss.engine.cuda.target import (
     device,
     element_type,
     load,
+    make_toolbox,
     store,
     toolbox,
     types,
 )
+from fastloss.engine.toolbox import Toolbox
 from fastloss.engine.variant import Variant
+from fastloss.kernels.definition import Kernel
 
 RUN = 16
 """Elements that a lane adds before their sum joins the compensated one."""
+
+TILE = 2 if SIMULATED else 16
+"""Side of a tile of a product of matrices."""
 
 
 @dataclass(frozen=True)
@@ -764,6 +775,119 @@ def _slopes(target: Target) -> Callable[..., Any]:
     return kernel
 
 
+# ---- items ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def team(dtype: np.dtype[Any], lanes: int) -> Toolbox:
+    """The toolbox of an item that so many threads share, or that a thread has: as `engine.toolbox` promises.
+
+    `total` and its kin are called by the item itself, or by one function that it calls: what is reached in two ways has
+    its shared memory twice when Numba links, and NVVM refuses that.
+
+    Besides, `number` reads an integer as it is, `accumulate` and `whole` sum with little error, and `final` is a
+    team's sum in float64.
+    """
+    found = make_toolbox(dtype)
+    xp: Any = found
+    xp.wide = dtype.type
+    xp.number, xp.accumulate, xp.whole = _number, _add, _whole(np.float64)
+    if lanes == 1:
+        xp.final = device(lambda x: x)
+        return found
+    LANES, LAST, TURN = lanes, lanes - 1, lanes * RUN
+
+    @device
+    def span(n):
+        return range(cuda.threadIdx.x, n, LANES)
+
+    @device
+    def between(start, stop):
+        return range(start + ((cuda.threadIdx.x - start) & LAST), stop, LANES)
+
+    @device
+    def mine(index):
+        return (index & LAST) == cuda.threadIdx.x
+
+    @device
+    def meet():
+        cuda.syncthreads()
+
+    @device
+    def any_of(flag):
+        return cuda.syncthreads_or(flag) != 0
+
+    def scratch(memory, start, size):
+        return memory[start : start + size]
+
+    for function in (span, between, mine, meet, any_of):
+        setattr(xp, function.__name__ if SIMULATED else function.py_func.__name__, function)
+    # Only what is inlined may return a part of an array.
+    xp.scratch = scratch if SIMULATED else cuda.jit(device=True, inline="always")(scratch)
+    xp.shared, xp.stride = True, TURN
+    xp.total, xp.largest = _together(_sum, lanes, dtype), _together(xp.maximum, lanes, dtype)
+    xp.count, xp.least = _together(_sum, lanes, np.int32), _together(_smaller, lanes, np.int32)
+    xp.final = _together(_sum, lanes, np.float64)
+    return found
+
+
+def items(kernel: Kernel, dtype: np.dtype[Any], codes: tuple[str, ...], arguments: int, lanes: int) -> Any:
+    """One function call an item, of so many arguments, the first of them arrays that are stored so."""
+    stored = len(inspect.signature(kernel.factory).parameters) - 1
+    item = device(kernel.factory(team(dtype, lanes), *codes[:stored]))
+    # Generated, because kernels know no star arguments; in this module, where the simulator finds `cuda`.
+    names = ", ".join(f"a{k}" for k in range(arguments))
+    place = "cuda.blockIdx.x" if lanes > 1 else "cuda.blockIdx.x * THREADS + cuda.threadIdx.x"
+    lines = (
+        "def make(item):",
+        f"    def kernel(count, {names}):",
+        f"        i = np.int64({place})",
+        "        if i < count:",
+        f"            item(i, {names})",
+        "    return kernel",
+    )
+    made: dict[str, Any] = {}
+    exec("\n".join(lines), globals(), made)
+    return made["make"](item)
+
+
+def product(dtype: str, transposed: bool) -> Callable[..., Any]:
+    """The product of two matrices, or of one and another's transpose: a tile of it a block, by tiles of both."""
+    real = np.dtype(dtype).type
+    kind = np.dtype(dtype) if SIMULATED else _numba(dtype)
+    zero, whole = real(0), _whole(real)
+    WIDE = TILE + 1  # so that a column is in all banks
+
+    def kernel(a, b, c, rows, inner, columns):
+        tile = cuda.shared.array(0, kind)
+        other = tile[TILE * TILE :]
+        across = (columns + TILE - 1) // TILE
+        x, y = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+        first, low = cuda.blockIdx.x // across * TILE, cuda.blockIdx.x % across * TILE
+        i, j = first + y, low + x
+        total, lost = zero, zero
+        for start in range(0, inner, TILE):
+            k = start + x
+            tile[y * TILE + x] = a[i * inner + k] if i < rows and k < inner else zero
+            # Neighbours read neighbours of either matrix, and leave them so that they do again below.
+            if transposed:
+                inside = low + y < columns and k < inner
+                other[x * WIDE + y] = b[(low + y) * inner + k] if inside else zero
+            else:
+                inside = start + y < inner and j < columns
+                other[y * WIDE + x] = b[(start + y) * columns + j] if inside else zero
+            cuda.syncthreads()
+            part = zero
+            for m in range(TILE):
+                part += tile[y * TILE + m] * other[m * WIDE + x]
+            total, lost = _add(total, lost, part)
+            cuda.syncthreads()
+        if i < rows and j < columns:
+            c[i * columns + j] = whole(total, lost)
+
+    return kernel
+
+
 # ---- what comes before and after ------------------------------------------------------------------------------------
 
 
@@ -877,12 +1001,27 @@ def copy(source_code: str, code: str, rank: int) -> Callable[..., Any]:
     return kernel
 
 
-def product(dtype: str) -> Callable[..., Any]:
+def times(dtype: str) -> Callable[..., Any]:
     """Elementwise, of two arrays in the compute dtype."""
 
     def kernel(a, b, destination, n):
         for i in range(cuda.blockIdx.x * THREADS + cuda.threadIdx.x, n, THREADS * cuda.gridDim.x):
             destination[i] = a[i] * b[i]
+
+    return kernel
+
+
+def pull(dtype: str, code: str, masked: bool) -> Callable[..., Any]:
+    """Slopes of samples' losses, so many numbers a sample, times what flows into the losses; 0 behind a mask."""
+    write, zero = store(code), np.dtype(dtype).type(0)
+
+    def kernel(slopes, flow, mask, g, columns, n):
+        for i in range(cuda.blockIdx.x * THREADS + cuda.threadIdx.x, n, THREADS * cuda.gridDim.x):
+            r = i // columns
+            found = slopes[i] * flow[r]
+            if masked:
+                found = zero if mask[r] == 0 else found
+            write(g, i, found)
 
     return kernel
 
@@ -906,14 +1045,16 @@ def samples_that_count(code: str | None, masked: bool, again: bool) -> Callable[
 
 
 def class_weights(code: str, dtype: str) -> Callable[..., Any]:
-    """The number whose key a label is, or 1."""
-    read, one = _number(code), np.dtype(dtype).type(1)
+    """The number whose key a label is, or 1; NaN for NaN."""
+    read, one, nan = _number(code), np.dtype(dtype).type(1), np.dtype(dtype).type(np.nan)
 
     def kernel(labels, keys, numbers, count, destination, n):
         for i in range(cuda.blockIdx.x * THREADS + cuda.threadIdx.x, n, THREADS * cuda.gridDim.x):
-            weight = one
+            label, weight = read(labels, i), one
+            if label != label:  # a row of targets that is not one-hot
+                weight = nan
             for k in range(count):
-                if read(labels, i) == keys[k]:
+                if label == keys[k]:
                     weight = numbers[k]
             destination[i] = weight
 

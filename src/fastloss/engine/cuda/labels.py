@@ -1,4 +1,4 @@
-"""Labels that are no class: found on the device, told on the host, without waiting.
+"""Labels that are no class, and lengths that are none: found on the device, told on the host, without waiting.
 
 A kernel writes the number of a row with such a label into a slot of memory that the host maps. The next call that
 looks, or `fastloss.cuda.synchronize`, finds it and raises.
@@ -22,19 +22,27 @@ checking = True
 _lock = threading.Lock()
 _memory: Any = None
 _view: Any = None
-_notes: list[tuple[str, tuple[int, ...], int]] = [("", (), 0)] * SLOTS
+_notes: list[tuple[str, tuple[int, ...], str, str]] = [("", (), "", "")] * SLOTS
 _next = 0
 
 
-def slot(loss: str, shape: tuple[int, ...], classes: int) -> tuple[Any, int]:
-    """The memory for the call of a loss of so many classes, whose samples have that shape, and its place there."""
+def classes(number: int) -> str:
+    """What labels of so many classes are."""
+    return f"class indices, integers from 0 to {number - 1}"
+
+
+def slot(loss: str, shape: tuple[int, ...], wanted: str, argument: str = "y_true") -> tuple[Any, int]:
+    """The memory for the call of a loss, and its place there.
+
+    `shape` is that of what is numbered there, `wanted` says what the argument must hold.
+    """
     global _memory, _view, _next
     with _lock:
         if _memory is None:
             _memory, _view = _allocate()
         place, _next = _next, (_next + 1) % SLOTS
         _view[place] = -1
-        _notes[place] = (loss, shape, classes)
+        _notes[place] = (loss, shape, wanted, argument)
     return _memory, place
 
 
@@ -56,11 +64,11 @@ def check() -> None:
         place = int(min(found, key=lambda k: (k - _next) % SLOTS, default=-1))
         if place < 0:
             return
-        row, (loss, shape, classes) = int(_view[place]), _notes[place]
+        row, (loss, shape, wanted, argument) = int(_view[place]), _notes[place]
         _view[found] = -1
     if checking:
         where = ", ".join(str(int(i)) for i in np.unravel_index(row, shape))
         raise ValueError(
-            f"`y_true` of an earlier call of {loss} must hold class indices, integers from 0 to {classes - 1}, but "
-            f"y_true[{where}] did not; loss and gradient of such a sample are NaN"
+            f"`{argument}` of an earlier call of {loss} must hold {wanted}, but {argument}[{where}] did not; loss and "
+            "gradient of such a sample are NaN"
         )

@@ -23,6 +23,7 @@ from fastloss.engine.cuda.target import (
     types,
 )
 from fastloss.engine.variant import Variant
+from fastloss.kernels.definition import Kernel
 
 LANE_ELEMENTS = 8
 """Elements of a short row that one lane takes: fewer lanes mean fewer exchanges and fewer logarithms a row."""
@@ -244,7 +245,9 @@ def run(job: Job) -> None:
         elif variant.kernel.shape == "rowwise":
             cached = min(job.columns, _allowed(target) // job.p.itemsize)
             shared = cached * job.p.itemsize
-        memory, slot = labels.slot(job.name, job.shape, job.columns) if variant.index else (partials, 0)
+        memory, slot = partials, 0
+        if variant.index:
+            memory, slot = labels.slot(job.name, job.shape, labels.classes(job.columns))
         kernel[blocks, target.threads, stream, shared](
             flat(job.y), flat(job.p), flat(job.weights), flat(job.grad_weights), flat(job.mask), flat(job.g),
             flat(job.h), flat(values), flat(job.factor), odd, params, job.rows, job.columns, scale, grad_scale,
@@ -253,6 +256,85 @@ def run(job: Job) -> None:
     if blocks > 1 and not variant.values:
         _helper(drivers.combine, variant.dtype, job.value.code, target.factored)[1, THREADS, stream](
             partials, blocks, scale, flat(job.factor), flat(result)
+        )
+
+
+def items(kernel: Kernel, dtype: np.dtype[Any], count: int, arguments: tuple[Any, ...], *, alone: bool = False) -> None:
+    """Call ``item(i, *arguments)`` of an itemwise kernel for every i below `count`.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Its toolbox is that of a team, `fastloss.engine.cuda.drivers.team`.
+    dtype : numpy.dtype
+        Compute dtype.
+    count : int
+        Number of items.
+    arguments : tuple
+        Contiguous arrays (`DeviceArray`; those without axes as vectors of one element), memory of
+        `fastloss.engine.cuda.labels`, Python ints, bools and floats.
+    alone : bool
+        A thread has an item, not a block.
+    """
+    if not count:
+        return
+    library = next(a.library for a in arguments if isinstance(a, DeviceArray))
+    values, kinds = zip(*(_item_argument(argument, dtype) for argument in arguments), strict=True)
+    blocks = -(-count // THREADS) if alone else count
+    _items(kernel, dtype, kinds, alone)[blocks, THREADS, library.stream()](count, *values)
+
+
+def _item_argument(value: Any, dtype: np.dtype[Any]) -> tuple[Any, tuple[str, int]]:
+    """What a kernel gets for an argument, and of what kind that is: storage code and rank, or a scalar's type and 0."""
+    if isinstance(value, DeviceArray):
+        flat = value.flat()
+        return (flat if value.ndim < 2 else flat.reshape(value.shape)), (value.code, max(1, value.ndim))
+    if isinstance(value, (bool, int)):
+        return value, ("boolean" if isinstance(value, bool) else "int64", 0)
+    if isinstance(value, float):
+        return dtype.type(value), (dtype.name, 0)
+    return value, ("i8", 1)
+
+
+@cache
+def _items(kernel: Kernel, dtype: np.dtype[Any], kinds: tuple[tuple[str, int], ...], alone: bool) -> Any:
+    return cuda.jit(items_signature(kinds))(items_source(kernel, dtype, kinds, alone))
+
+
+def items_source(kernel: Kernel, dtype: np.dtype[Any], kinds: tuple[tuple[str, int], ...], alone: bool) -> Any:
+    """The Python source of the kernel that calls items with arguments of these kinds."""
+    codes = tuple(code for code, rank in kinds if rank)
+    return drivers.items(kernel, dtype, codes, len(kinds), 1 if alone else THREADS)
+
+
+def items_signature(kinds: tuple[tuple[str, int], ...]) -> tuple[Any, ...]:
+    """Numba's types of the arguments of a kernel of items."""
+    return types.int64, *(
+        types.Array(getattr(types, np.dtype(element_type(name)).name), rank, "C") if rank else getattr(types, name)
+        for name, rank in kinds
+    )
+
+
+def product(a: DeviceArray, b: DeviceArray, transposed: bool) -> DeviceArray:
+    """The product of two contiguous matrices in a compute dtype, or of the first and the second's transpose."""
+    (rows, inner), columns = a.shape, b.shape[0 if transposed else 1]
+    made = a.library.empty((rows, columns), a.code)
+    if made.size:
+        side = drivers.TILE
+        blocks, threads = -(-rows // side) * -(-columns // side), side * side
+        _helper(drivers.product, a.code, transposed)[
+            blocks, threads, a.library.stream(), side * (2 * side + 1) * a.itemsize
+        ](a.flat(), b.flat(), made.flat(), rows, inner, columns)  # fmt: skip
+    return made
+
+
+def pull(slopes: DeviceArray, flow: DeviceArray, mask: DeviceArray | None, g: DeviceArray) -> None:
+    """Slopes of samples' losses times what flows into each loss, into the gradient; of contiguous arrays."""
+    if g.size:
+        kernel = _helper(drivers.pull, slopes.code, g.code, mask is not None)
+        blocks = _blocks(g.library.number, -(-g.size // THREADS), THREADS)
+        kernel[blocks, THREADS, g.library.stream()](
+            slopes.flat(), flow.flat(), (flow if mask is None else mask).flat(), g.flat(), g.size // flow.size, g.size
         )
 
 
@@ -277,11 +359,11 @@ def copy(source: DeviceArray, destination: DeviceArray) -> None:
     )
 
 
-def product(a: DeviceArray, b: DeviceArray) -> DeviceArray:
+def times(a: DeviceArray, b: DeviceArray) -> DeviceArray:
     """Elementwise, of contiguous arrays in the compute dtype."""
     made = a.library.empty(a.shape, a.code)
     blocks = _blocks(a.library.number, -(-a.size // THREADS), THREADS)
-    _helper(drivers.product, a.code)[blocks, THREADS, a.library.stream()](a.flat(), b.flat(), made.flat(), a.size)
+    _helper(drivers.times, a.code)[blocks, THREADS, a.library.stream()](a.flat(), b.flat(), made.flat(), a.size)
     return made
 
 
