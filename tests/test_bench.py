@@ -322,7 +322,8 @@ def test_write_docs(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     readme, page = ((tmp_path / path).read_text(encoding="utf-8") for path in (report.README, report.PAGE))
     for name, row in {**LOSSES, **BATCH_LOSSES}.items():
-        assert f"| `{name}` | `{row.cls.__name__}` | {row.formula} |\n" in readme
+        identifier = f"`{name}`" if row.function else "–"
+        assert f"| {identifier} | `{row.cls.__name__}` | {row.formula} |\n" in readme
     speed = readme.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
     (row,) = [line for line in speed.splitlines() if line.startswith("| mean_squared_error |")]
     assert row.count("|") == speed.count("---|") + 1 == 9
