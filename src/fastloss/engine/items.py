@@ -18,7 +18,13 @@ _lock = threading.Lock()
 
 
 def run(
-    kernel: Kernel, dtype: np.dtype[Any], count: int, arguments: tuple[Any, ...], work: float, n_threads: Any
+    kernel: Kernel,
+    dtype: np.dtype[Any],
+    count: int,
+    arguments: tuple[Any, ...],
+    work: float,
+    n_threads: int | None,
+    least: float = threads.PARALLEL_WORK,
 ) -> None:
     """Call ``item(i, *arguments)`` for every i below `count`.
 
@@ -40,12 +46,14 @@ def run(
         About how many nanoseconds all items take on one thread.
     n_threads : int or None
         The caller's wish, checked.
+    least : float
+        The work from which several threads are used without such a wish.
     """
     if not count:
         return
     values = tuple(_argument(argument, dtype) for argument in arguments)
     types = tuple(_kind(argument, dtype) for argument in arguments)
-    many = threads.choose(work, count, n_threads)
+    many = threads.choose(work, count, n_threads, least)
     threads.run(
         lambda: _compiled(kernel, dtype, types, True),
         lambda: _compiled(kernel, dtype, types, False),

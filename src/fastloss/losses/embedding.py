@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from fastloss import kernels
-from fastloss.engine import items
 from fastloss.losses import arrays, options, pairwise
 from fastloss.losses.arrays import Array
 from fastloss.losses.base import Loss, Option, Pullback
@@ -168,7 +167,7 @@ class TripletSemiHardLoss(BatchLoss):
         work = 8.0 * size * size
         scratch, scale = (lists, keys, places), 1.0 / max(pairs, 1)
         arguments = (_ROWS, matrix, *classes[:3], self.margin, scale, *scratch, losses, slopes, gradient)
-        items.run(kernels.triplet_semihard, p.dtype, parts, arguments, work, n_threads)
+        pairwise.scan(kernels.triplet_semihard, p.dtype, parts, arguments, work, n_threads)
         return mean(losses, max(pairs, 1)), (lambda flow: found.back(slopes, flow)) if gradient else None
 
 
@@ -246,7 +245,7 @@ class TripletHardLoss(BatchLoss):
         size = len(p)
         losses, slopes = np.empty(size, p.dtype), square(p, gradient)
         arguments = (found.matrix, classes.codes, self.margin, self.soft, 1.0 / size, losses, slopes, gradient)
-        items.run(kernels.triplet_hard, p.dtype, size, arguments, 1.0 * size * size, n_threads)
+        pairwise.scan(kernels.triplet_hard, p.dtype, size, arguments, 1.0 * size * size, n_threads)
         return mean(losses, size), (lambda flow: found.back(slopes, flow)) if gradient else None
 
 
@@ -321,9 +320,9 @@ class LiftedStructLoss(BatchLoss):
         matrix, codes = found.matrix, classes.codes
         losses, sums, slopes = np.empty(size, p.dtype), np.empty(size, p.dtype), square(p, gradient)
         arguments: tuple[Any, ...] = (matrix, codes, self.margin, sums, slopes, gradient)
-        items.run(kernels.lifted_negatives, p.dtype, size, arguments, 1.5 * size * size, n_threads)
+        pairwise.scan(kernels.lifted_negatives, p.dtype, size, arguments, 1.5 * size * size, n_threads)
         arguments = (matrix, codes, sums, 1.0 / pairs, losses, slopes, gradient)
-        items.run(kernels.lifted_pairs, p.dtype, size, arguments, 1.5 * size * size, n_threads)
+        pairwise.scan(kernels.lifted_pairs, p.dtype, size, arguments, 1.5 * size * size, n_threads)
         return mean(losses, 2.0 * pairs), (lambda flow: found.back(slopes, flow)) if gradient else None
 
 
@@ -421,7 +420,7 @@ class Circle(EmbeddingLoss):
         losses = np.empty(len(matrix), matrix.dtype)
         options = (self.remove_diagonal, self.gamma, self.margin)
         arguments = (matrix, rows.codes, columns.codes, *options, losses, slopes, gradient)
-        items.run(kernels.circle, matrix.dtype, len(matrix), arguments, 3.0 * matrix.size, n_threads)
+        pairwise.scan(kernels.circle, matrix.dtype, len(matrix), arguments, 3.0 * matrix.size, n_threads)
         return losses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class NpairsLoss(BatchLoss):
     def _batch(self, y: Array, p: Array, gradient: bool, n_threads: int | None) -> tuple[float, Pullback | None]:
         (classes,) = pairwise.classes(y)
         sums = classes.counts[classes.codes].astype(p.dtype)
-        return _rows(kernels.npairs, classes.codes, sums, p, gradient, n_threads)
+        return _rows(items.run, kernels.npairs, classes.codes, sums, p, gradient, n_threads)
 
 
 class NpairsMultilabelLoss(BatchLoss):
@@ -139,7 +140,7 @@ class NpairsMultilabelLoss(BatchLoss):
 
     def _batch(self, y: Array, p: Array, gradient: bool, n_threads: int | None) -> tuple[float, Pullback | None]:
         shared = pairwise.product(y, y.T)
-        return _rows(kernels.npairs_multilabel, shared, shared.sum(axis=1), p, gradient, n_threads)
+        return _rows(pairwise.scan, kernels.npairs_multilabel, shared, shared.sum(axis=1), p, gradient, n_threads)
 
 
 def _check_square(y: Any, p: Any) -> None:
@@ -151,13 +152,19 @@ def _check_square(y: Any, p: Any) -> None:
 
 
 def _rows(
-    kernel: Kernel, targets: Array, sums: Array, p: Array, gradient: bool, n_threads: int | None
+    run: Callable[..., None],
+    kernel: Kernel,
+    targets: Array,
+    sums: Array,
+    p: Array,
+    gradient: bool,
+    n_threads: int | None,
 ) -> tuple[float, Pullback | None]:
     """Value and pullback of the mean cross-entropy of the rows."""
     size = len(p)
     losses, slopes = np.empty(size, p.dtype), square(p, gradient)
     arguments = (p, targets, sums, 1.0 / size, losses, slopes, gradient)
-    items.run(kernel, p.dtype, size, arguments, 2.0 * p.size, n_threads)
+    run(kernel, p.dtype, size, arguments, 2.0 * p.size, n_threads)
 
     def back(flow: Array) -> Array:
         if flow != 1:

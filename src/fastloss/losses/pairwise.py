@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastloss import kernels
-from fastloss.engine import items
+from fastloss.engine import items, threads
 from fastloss.kernels.embedding import BAND
 from fastloss.losses.arrays import Array
 
 Metric = str | Callable[[Array], Any]
 Back = Callable[[Array, Array | float], Array]
+
+scan = partial(items.run, least=threads.PRODUCT_WORK)
+"""Run a kernel between matrix products."""
 
 METRICS = ("L2", "squared-L2", "angular")
 
@@ -93,13 +97,13 @@ def euclidean(p: Array, squared: bool, n_threads: int | None) -> Distances:
     size = len(p)
     matrix = product(p, p.T)
     norms = matrix.diagonal().copy()
-    items.run(kernels.euclidean, p.dtype, size, (matrix, norms, p, squared), 0.7 * size * size, n_threads)
+    scan(kernels.euclidean, p.dtype, size, (matrix, norms, p, squared), 0.7 * size * size, n_threads)
 
     def back(slopes: Array, factors: Array | float) -> Array:
         flows, scratch = _flows(p, factors), _scratch(p)
         gradient = np.zeros_like(p)
         arguments = (matrix, slopes, flows, norms, p, scratch, gradient, squared)
-        items.run(kernels.flow_euclidean, p.dtype, len(scratch), arguments, 2.0 * size * size, n_threads)
+        scan(kernels.flow_euclidean, p.dtype, len(scratch), arguments, 2.0 * size * size, n_threads)
         with np.errstate(all="ignore"):
             gradient += matrix @ p
         return gradient
@@ -117,7 +121,7 @@ def cosine(x: Array, n_threads: int | None) -> Distances:
     def back(slopes: Array, factors: Array | float) -> Array:
         flows, scratch = _flows(x, factors), _scratch(x)
         arguments = (matrix, slopes, flows, scratch)
-        items.run(kernels.flow_cosine, x.dtype, len(scratch), arguments, 1.5 * len(x) ** 2, n_threads)
+        scan(kernels.flow_cosine, x.dtype, len(scratch), arguments, 1.5 * len(x) ** 2, n_threads)
         return product(matrix, x)
 
     return Distances(matrix, back)
