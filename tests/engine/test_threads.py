@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,29 @@ def test_a_busy_region_makes_others_serial():
     with threads._region:
         got = threads.run(lambda: pytest.fail, lambda: np.add, 2, 1, 2)
     assert got == 3
+
+
+@pytest.mark.parametrize("alone", [0.0, 0.02])
+def test_pace_leaves_threads_that_wait(alone):
+    """Twice as long each time; not where one thread takes as long."""
+    calls = []
+
+    def kernel(name, seconds):
+        def run():
+            calls.append(name)
+            time.sleep(seconds)
+            return name
+
+        return lambda: run
+
+    pace = threads.Pace(work=1e6)
+    for _ in range(32):
+        assert pace.run(kernel("p", 0.02), kernel("s", alone), 2) == calls[-1]
+    if alone:
+        assert "".join(calls) == "pps" + 29 * "p"
+    else:
+        assert "".join(calls) == "pps" + 8 * "s" + "ps" + 16 * "s" + "ps" + "s"
+    pace = threads.Pace(work=1e9)
+    for _ in range(3):
+        pace.run(kernel("p", 0.0), kernel("s", 0.0), 2)
+    assert calls[-3:] == ["p"] * 3

@@ -76,7 +76,7 @@ class Launch:
         The kernel's parameters.
     """
 
-    __slots__ = ("_parallel", "_serial", "columns", "params", "rows_per_unit", "units", "variant", "work")
+    __slots__ = ("_pace", "_parallel", "_serial", "columns", "params", "rows_per_unit", "units", "variant", "work")
 
     def __init__(self, variant: Variant, rows: int, columns: int, params: Iterable[float]) -> None:
         pointwise = variant.kernel.shape == "pointwise"
@@ -95,6 +95,7 @@ class Launch:
         self.params = np.array([*params, 0.0], variant.dtype)
         self._serial: Callable[..., tuple[float, int]] | None = None
         self._parallel: Callable[..., tuple[float, int]] | None = None
+        self._pace = threads.Pace(self.work)
 
     def serial(self) -> Callable[..., tuple[float, int]]:
         """The kernel for one thread."""
@@ -144,7 +145,8 @@ class Launch:
                 value_scale,
                 grad_scale,
             )
-        return threads.run(
+        run = self._pace.run if n_threads is None and threads.get_num_threads() is None else threads.run
+        return run(
             self.parallel,
             self.serial,
             count,
