@@ -37,7 +37,7 @@ Two threads took 8 ms instead of 0.6 for the circle loss of 256 embeddings of 12
 1024; of 4096 they took 187 ms instead of 207, where the loops without the products are 50 ms of one thread's work.
 """
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 8, 1024
+_PATIENCE, _FIRST_PAUSE, _LONGEST_PAUSE = 3, 8, 1024
 """Of a `Pace`, in calls."""
 
 _limit: int | None = None
@@ -146,8 +146,9 @@ class Pace:
 
     Where a matrix product's threads go on spinning, or a thread was woken on its caller's core, a parallel region waits
     for milliseconds: value and gradient of log-cosh, (128, 1000) after a product of NumPy's, took 7 ms on two threads
-    and 0.13 on one. A call that takes so long is followed by one on a single thread. If that is faster, the
-    next 8 calls use one, too, and twice as many each time that the threads are found waiting again.
+    and 0.13 on one. Three such calls in a row are followed by one on a single thread. If
+    that is faster, the next 8 calls use one, too, and twice as many each time that the threads are found waiting again.
+    One such call alone is none of this: after a sleep the first of many waits, and all others gain.
 
     Parameters
     ----------
@@ -155,12 +156,12 @@ class Pace:
         About how many nanoseconds a call takes on one thread.
     """
 
-    __slots__ = ("_begun", "_limit", "_pause", "_pauses", "_suspect")
+    __slots__ = ("_begun", "_limit", "_pause", "_pauses", "_slow", "_suspect")
 
     def __init__(self, work: float) -> None:
         self._limit = 1e-3 + 2e-9 * work
         self._pause, self._pauses = 0, _FIRST_PAUSE
-        self._suspect = 0.0
+        self._slow, self._suspect = 0, 0.0
         self._begun = False  # a first call may compile, and starts the threads
 
     def run(
@@ -179,9 +180,11 @@ class Pace:
         result = run(parallel, serial, threads, *args)
         seconds = time.perf_counter() - start
         if seconds < self._limit:
-            self._pauses = _FIRST_PAUSE
+            self._slow, self._pauses = 0, _FIRST_PAUSE
         elif self._begun:
-            self._suspect, self._pause = seconds, 1
+            self._slow += 1
+            if self._slow >= _PATIENCE:
+                self._suspect, self._pause = seconds, 1
         self._begun = True
         return result
 
@@ -190,5 +193,5 @@ class Pace:
         if 1.5 * alone < self._suspect:
             self._pause, self._pauses = self._pauses, min(2 * self._pauses, _LONGEST_PAUSE)
         else:  # it is the data that take so long, by pages that are new to the process for one
-            self._limit = 1.5 * self._suspect
+            self._slow, self._limit = 0, 1.5 * self._suspect
         self._suspect = 0.0
