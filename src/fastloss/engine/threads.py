@@ -146,9 +146,9 @@ class Pace:
 
     Where a matrix product's threads go on spinning, or a thread was woken on its caller's core, a parallel region waits
     for milliseconds: value and gradient of log-cosh, (128, 1000) after a product of NumPy's, took 7 ms on two threads
-    and 0.13 on one. Three such calls in a row are followed by one on a single thread. If
-    that is faster, the next 8 calls use one, too, and twice as many each time that the threads are found waiting again.
-    One such call alone is none of this: after a sleep the first of many waits, and all others gain.
+    and 0.13 on one. Three such calls in a row are followed by one on a single thread. If that is faster, the next 8 use
+    one, too, and twice as many each time that the threads are found waiting again. One such call alone has no
+    consequence: after a sleep the first of many waits, and all others gain.
 
     Parameters
     ----------
