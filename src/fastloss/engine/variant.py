@@ -17,7 +17,7 @@ UNIT_ELEMENTS = 8 * CHUNK
 """About how many elements a unit has: 1-10 µs of work, against 0.1 µs for its share of the parallel loop."""
 
 CELLS = 1024
-"""Elements of short rows that are treated at once; their tiles stay in the first-level cache."""
+"""Elements of short rows of a pointwise loss that are treated at once; their tiles stay in the first-level cache."""
 
 TILE = 4608
 """Numbers that short rows of a rowwise loss need at once, ten a row and three an element: 18 kB in float32."""
